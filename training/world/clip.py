@@ -1,0 +1,75 @@
+"""One training example: frames, a picture of each character, the caption, and the truth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from training.world.caption import Caption, caption
+from training.world.render import render_clip, render_reference
+from training.world.scene import Scene, sample_scene
+
+NUM_SUBJECTS_P = (0.25, 0.35, 0.25, 0.15)
+REFERENCE_SIZE = 64
+
+
+@dataclass(frozen=True)
+class Clip:
+    """frames uint8 [T, H, W, 3]; references uint8 [S, 64, 64, 3]; boxes float32 [S, T, 4] pixels
+    (x0, y0, x1, y1); visibility float32 [S, T] in [0, 1]."""
+
+    frames: np.ndarray
+    references: np.ndarray
+    caption: Caption
+    scene: Scene
+    boxes: np.ndarray
+    visibility: np.ndarray
+
+
+def sample_clip(
+    seed: int,
+    *,
+    split: str = "train",
+    num_subjects: int | None = None,
+    reference: str = "cross",
+    style: str | None = None,
+    twins: bool | None = None,
+    num_frames: int = 17,
+    height: int = 64,
+    width: int = 96,
+) -> Clip:
+    """Clip number `seed` of a split, the same on every call.
+
+    `reference="cross"` draws pose, expression and light of the pictures anew; `"same"` copies them
+    from the clip's middle frame (what a model can solve by copying).
+    """
+    if reference not in ("cross", "same"):
+        raise ValueError(f"reference={reference!r}: must be 'cross' or 'same'")
+    if split not in ("train", "heldout"):
+        raise ValueError(f"split={split!r}: must be 'train' or 'heldout'")
+    rng = np.random.default_rng((seed, split == "heldout", 11))
+    num = num_subjects or int(rng.choice(4, p=NUM_SUBJECTS_P)) + 1
+    scene = sample_scene(rng, num, split=split, twins=twins)
+    words = caption(scene, rng, style)
+    return Clip(
+        frames=render_clip(scene, num_frames, height, width),
+        references=references_of(scene, rng, reference, num_frames),
+        caption=words,
+        scene=scene,
+        boxes=scene.boxes(num_frames, height, width),
+        visibility=scene.visibility(num_frames, height, width),
+    )
+
+
+def references_of(
+    scene: Scene, rng: np.random.Generator, kind: str, num_frames: int = 17
+) -> np.ndarray:
+    """A picture of each character of the cast, uint8 [S, 64, 64, 3]."""
+    tracks = scene.tracks(num_frames) if kind == "same" else None
+    pictures = [
+        render_reference(role.identity, rng, REFERENCE_SIZE,
+                         None if tracks is None else tracks[k, num_frames // 2])
+        for k, role in enumerate(scene.cast)
+    ]
+    return np.stack(pictures)
