@@ -1,0 +1,23 @@
+"""What an operator may set for a worker: the gateway's settings and a few of its own."""
+
+from pydantic import Field
+
+from service.settings import Settings as ServiceSettings
+
+
+class Settings(ServiceSettings):
+    """Read from the environment as TROUPE_<NAME>, like the gateway's."""
+
+    job_limit_s: float = Field(
+        3600, gt=0, description="Seconds one start of a job may run before its process is ended."
+    )
+    load_limit_s: float = Field(
+        900, gt=0, description="Seconds a process may take to verify and load its checkpoint."
+    )
+    reload_after_s: float = Field(
+        15, gt=0, description="Seconds between two tries to load a checkpoint that was refused."
+    )
+    preview_every: int = Field(
+        4, ge=1, description="Denoising steps between two previews that are kept."
+    )
+    reap_every_s: float = Field(1, gt=0, description="Seconds between two rounds of the reaper.")
