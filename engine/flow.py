@@ -1,0 +1,194 @@
+"""Time, once. Every line of arithmetic with t stands in this file.
+
+    t in [0, 1]; t = 1 is noise, t = 0 is the clean latent
+    x_t = (1 - t) x0 + t eps           the straight path
+    v   = dx/dt = eps - x0             what the DiT predicts; x0 = x_t - t v, eps = x_t + (1 - t) v
+    the DiT's door multiplies t by 1000
+
+Same as Wan, FLUX.2, DiffSynth and diffusers' flow schedulers (there t is called sigma); opposite
+to `flow_matching` and lucidrains, where t = 1 is data.
+
+A `Schedule` is the table of times of one run, indexed by step number. Nothing ever looks a time up
+by equality, so a table may hold any values.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+NUM_TRAIN_TIMES = 1000  # Wan numbers its noise levels 0..999
+
+
+class Schedule(NamedTuple):
+    """The times of one run.
+
+    times: fp64 [n + 1], falling from (about) 1 to exactly 0.
+    door: fp64 [n], the times that the model is told; differs from `times[:-1]` only where the
+        upstream sampler rounds (Wan truncates 1000 t to a whole number).
+    solver: "euler" or "unipc".
+    """
+
+    times: Tensor
+    door: Tensor
+    solver: str
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.times) - 1
+
+
+class History(NamedTuple):
+    """What UniPC remembers between steps: predictions of x0, newest last, and where it stood."""
+
+    x0s: tuple[Tensor, ...] = ()
+    last: Tensor | None = None
+
+
+def add_noise(x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+    """x_t on the straight path. `t` is a scalar or one time per row of x0."""
+    t = _per_row(t, x0)
+    return (1 - t) * x0 + t * eps
+
+
+def velocity_target(x0: Tensor, eps: Tensor) -> Tensor:
+    """What the DiT is trained to predict, for every t."""
+    return eps - x0
+
+
+def predict_x0(x: Tensor, v: Tensor, t: Tensor) -> Tensor:
+    """The clean latent that velocity `v` at x_t points to."""
+    return x - _per_row(t, x) * v
+
+
+def shift_times(t: Tensor, shift: float) -> Tensor:
+    """Moves times towards noise by `shift` >= 1 (SD3 equation 23; Wan's sample_shift)."""
+    return shift * t / (1 + (shift - 1) * t)
+
+
+def times(num_steps: int, shift: float) -> Tensor:
+    """Even times from 1 to 0, shifted: fp64 [num_steps + 1]."""
+    assert num_steps >= 1 and shift > 0
+    return shift_times(torch.linspace(1, 0, num_steps + 1, dtype=torch.float64), shift)
+
+
+def wan_unipc_times(num_steps: int, shift: float) -> Tensor:
+    """The table of Wan's FlowUniPC: starts at float32(0.999), is rounded to float32, ends at 0.
+
+    Source: Wan2.1 `wan/utils/fm_solvers_unipc.py` set_timesteps. fp64 [num_steps + 1] whose values
+    are float32 numbers.
+    """
+    assert num_steps >= 1 and shift > 0
+    first = float(torch.tensor(0.999, dtype=torch.float32))
+    even = torch.linspace(first, 0, num_steps + 1, dtype=torch.float64)
+    return shift_times(even, shift).float().double()
+
+
+def schedule(solver: str, num_steps: int, shift: float) -> Schedule:
+    """The table for a solver by name: "euler" (exact times) or "unipc" (Wan's own table)."""
+    if solver == "euler":
+        table = times(num_steps, shift)
+        return Schedule(table, table[:-1], solver)
+    assert solver == "unipc", solver
+    first = float(torch.tensor(0.999, dtype=torch.float32))
+    even = torch.linspace(first, 0, num_steps + 1, dtype=torch.float64)[:-1]
+    # Wan truncates before it rounds the table to float32.
+    door = (shift_times(even, shift) * NUM_TRAIN_TIMES).floor() / NUM_TRAIN_TIMES
+    return Schedule(wan_unipc_times(num_steps, shift), door, solver)
+
+
+
+def step(
+    plan: Schedule, index: int, x: Tensor, v: Tensor, history: History
+) -> tuple[Tensor, History]:
+    """From x at times[index] to x at times[index + 1], by the plan's solver. Pure."""
+    if plan.solver == "euler":
+        return euler_step(x, v, float(plan.times[index]), float(plan.times[index + 1])), history
+    return unipc_step(plan.times, index, x, v, history)
+
+
+def euler_step(x: Tensor, v: Tensor, t: float, t_next: float) -> Tensor:
+    """One Euler step along v."""
+    return x + (t_next - t) * v
+
+
+def unipc_step(
+    table: Tensor, index: int, x: Tensor, v: Tensor, history: History
+) -> tuple[Tensor, History]:
+    """UniPC-2, B(h) = expm1(h), predicting x0, as Wan samples (arXiv 2302.04867, algorithm 1).
+
+    Corrects x by what the model said there, then predicts the next x. The order is 1 at the first
+    and at the last step. Equal to diffusers' UniPCMultistepScheduler(use_flow_sigmas=True,
+    solver_order=2, solver_type="bh2") on the same table, to float32 rounding.
+
+    Returns:
+        x at table[index + 1], and the history for the next call.
+    """
+    num_steps = len(table) - 1
+    now = [float(t) for t in table]
+    x0 = x - now[index] * v
+    if index > 0:
+        x = _unipc_correct(now, index, min(2, num_steps - index + 1, index), x0, history)
+    x0s = (*history.x0s[-1:], x0)
+    x_next = _unipc_predict(now, index, min(2, num_steps - index, index + 1), x, x0s)
+    return x_next, History(x0s, x)
+
+
+def _unipc_predict(
+    now: list[float], index: int, order: int, x: Tensor, x0s: tuple[Tensor, ...]
+) -> Tensor:
+    """UniP: extrapolates from index to index + 1; x0s are the predictions at index - 1, index."""
+    t, t_next = now[index], now[index + 1]
+    h = _log_snr(t_next) - _log_snr(t)
+    rise = math.expm1(-h)
+    x_next = (t_next / t) * x - (1 - t_next) * rise * x0s[-1]
+    if order == 2:
+        ratio = (_log_snr(now[index - 1]) - _log_snr(t)) / h
+        slope = (x0s[-2] - x0s[-1]) / ratio
+        x_next = x_next - (1 - t_next) * rise * 0.5 * slope
+    return x_next
+
+
+def _unipc_correct(
+    now: list[float], index: int, order: int, x0: Tensor, history: History
+) -> Tensor:
+    """UniC: repeats the last step, now that x0 at its end is known."""
+    assert history.last is not None
+    t_from, t = now[index - 1], now[index]
+    h = _log_snr(t) - _log_snr(t_from)
+    rise = math.expm1(-h)
+    base = history.x0s[-1]
+    x = (t / t_from) * history.last - (1 - t) * rise * base
+    if order == 1:
+        return x - (1 - t) * rise * 0.5 * (x0 - base)
+    ratio = (_log_snr(now[index - 2]) - _log_snr(t_from)) / h
+    # The two weights solve [[1, 1], [ratio, 1]] w = [b1, b2], equation 8 of the paper.
+    phi = rise / -h - 1
+    b1 = phi / rise
+    b2 = 2 * (phi / -h - 0.5) / rise
+    w1 = (b1 - b2) / (1 - ratio)
+    slope = (history.x0s[-2] - base) / ratio
+    return x - (1 - t) * rise * (w1 * slope + (b1 - w1) * (x0 - base))
+
+
+def sample_t(
+    num: int,
+    generator: torch.Generator,
+    mean: float = 0.0,
+    std: float = 1.0,
+    shift: float = 1.0,
+) -> Tensor:
+    """Times to train at: logit-normal (SD3 section 3.1), then shifted. fp32 [num] in (0, 1)."""
+    normal = torch.randn(num, generator=generator)
+    return shift_times(torch.sigmoid(mean + std * normal), shift)
+
+
+def _log_snr(t: float) -> float:
+    """log((1 - t) / t), infinite at t = 0."""
+    return math.inf if t == 0 else math.log1p(-t) - math.log(t)
+
+
+def _per_row(t: Tensor, x: Tensor) -> Tensor:
+    """Lets one time per row broadcast over the rest of x, in x's precision."""
+    return t.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1)) if t.ndim else t.to(x.dtype)

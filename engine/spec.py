@@ -1,0 +1,272 @@
+"""What may be asked: a Spec, its Guidance, its References. Importable without torch.
+
+A subject is bound to the prompt by its name with an at sign: "@anna waves to @bob". The encoders
+read the prompt without the signs; `text_of` gives that text and where each subject stands in it.
+"""
+
+import hashlib
+import math
+import re
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from engine.errors import SpecError
+from engine.presets import Limits, Preset
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Span = tuple[int, int]
+
+SOLVERS = ("euler", "unipc")
+GUIDANCE_MODES = ("single", "dual")
+MAX_SEED = 2**53 - 1  # exact in JSON, in Lua and in JavaScript
+WHITE = (255, 255, 255)
+
+_NAME = re.compile(r"[^\W\d_]\w{0,31}")
+# An at sign after a letter or digit is an e-mail address, not a mention.
+_MENTION = re.compile(r"(?<!\w)@([^\W\d_]\w*)")
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How hard the conditions pull.
+
+    single: v = u + scale * (full - u), two forwards a step (ID-Crafter section 4.1, 2.5).
+    dual: v = u + image_scale * (image - u) + text_scale * (full - image), three forwards
+        (Phantom `subject2video.py`, 5.0 and 7.5).
+    Outside `interval` (times, see `engine.flow`) only the full condition is evaluated.
+    """
+
+    mode: str = "single"
+    scale: float = 2.5
+    image_scale: float = 5.0
+    text_scale: float = 7.5
+    interval: tuple[float, float] = (0.0, 1.0)
+
+    def validate(self, limit: float) -> None:
+        """Raises SpecError unless every number is finite and within [0, limit]."""
+        if self.mode not in GUIDANCE_MODES:
+            raise SpecError("guidance.mode", f"must be one of {', '.join(GUIDANCE_MODES)}")
+        for name in ("scale", "image_scale", "text_scale"):
+            _check_real(f"guidance.{name}", getattr(self, name), 0.0, limit)
+        if len(self.interval) != 2:
+            raise SpecError("guidance.interval", "must be two times, from and to")
+        for bound in self.interval:
+            _check_real("guidance.interval", bound, 0.0, 1.0)
+        if self.interval[0] > self.interval[1]:
+            raise SpecError("guidance.interval", "must run from a smaller time to a larger one")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One request. Sides in px, `names` of the subjects in slot order."""
+
+    prompt: str
+    width: int
+    height: int
+    num_frames: int
+    fps: int
+    steps: int
+    names: tuple[str, ...] = ()
+    negative_prompt: str = ""
+    seed: int = 0
+    guidance: Guidance = field(default_factory=Guidance)
+    solver: str = "euler"
+
+    @classmethod
+    def of(cls, preset: Preset, prompt: str, names: tuple[str, ...] = (), **given: Any) -> "Spec":
+        """A Spec with the preset's defaults for everything not `given`.
+
+        Raises:
+            SpecError: when a `given` name is no field of Spec.
+        """
+        assumed = preset.defaults
+        fields: dict[str, Any] = {
+            "width": assumed.width,
+            "height": assumed.height,
+            "num_frames": assumed.num_frames,
+            "fps": assumed.fps,
+            "steps": assumed.steps,
+            "solver": assumed.solver,
+            "guidance": Guidance(scale=assumed.guidance),
+        }
+        for name, value in given.items():
+            if name not in cls.__dataclass_fields__:
+                raise SpecError(name, "is not a field of a request")
+            fields[name] = value
+        return cls(prompt=prompt, names=tuple(names), **fields)
+
+    def validate(self, limits: Limits) -> None:
+        """Raises SpecError, naming the first field that this model cannot serve."""
+        _check_text("prompt", self.prompt, limits.max_prompt_chars)
+        if not self.prompt.strip():
+            raise SpecError("prompt", "must not be empty")
+        _check_text("negative_prompt", self.negative_prompt, limits.max_prompt_chars)
+        _check_names(self.names, limits.max_subjects)
+        text_of(self.prompt, self.names)
+        self._check_size(limits)
+        _check_whole("fps", self.fps, limits.min_fps, limits.max_fps)
+        _check_whole("steps", self.steps, 1, limits.max_steps)
+        _check_whole("seed", self.seed, 0, MAX_SEED)
+        if self.solver not in SOLVERS:
+            raise SpecError("solver", f"must be one of {', '.join(SOLVERS)}")
+        self.guidance.validate(limits.max_guidance)
+
+    def _check_size(self, limits: Limits) -> None:
+        for name in ("width", "height"):
+            side = getattr(self, name)
+            _check_whole(name, side, limits.min_side, limits.max_side)
+            if side % limits.size_multiple:
+                raise SpecError(name, f"must be a multiple of {limits.size_multiple}, got {side}")
+        if self.width * self.height > limits.max_pixels:
+            raise SpecError(
+                "width",
+                f"{self.width}x{self.height} is more than {limits.max_pixels} pixels a frame",
+            )
+        _check_whole("num_frames", self.num_frames, limits.min_frames, limits.max_frames)
+        if self.num_frames % 4 != 1:
+            below = self.num_frames - (self.num_frames - 1) % 4
+            raise SpecError(
+                "num_frames",
+                f"must be one more than a multiple of 4 (such as {below} or {below + 4}),"
+                f" got {self.num_frames}",
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for a job record; `from_json` is the inverse."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Spec":
+        """Raises SpecError when a field is unknown or missing."""
+        unknown = sorted(set(values) - set(cls.__dataclass_fields__))
+        if unknown:
+            raise SpecError(unknown[0], "is not a field of a request")
+        fields = dict(values)
+        fields["names"] = tuple(fields.get("names", ()))
+        guidance = dict(fields.get("guidance", {}))
+        guidance["interval"] = tuple(guidance.get("interval", (0.0, 1.0)))
+        try:
+            fields["guidance"] = Guidance(**guidance)
+            return cls(**fields)
+        except TypeError as error:
+            raise SpecError("request", str(error)) from error
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One picture of one subject: `rgb` holds height * width * 3 bytes, rows from the top."""
+
+    name: str
+    width: int
+    height: int
+    rgb: bytes
+
+    def __post_init__(self) -> None:
+        if len(self.rgb) != self.width * self.height * 3 or not self.rgb:
+            raise SpecError(
+                f"subjects.{self.name}",
+                f"{len(self.rgb)} bytes are not a {self.width}x{self.height} RGB picture",
+            )
+
+    @classmethod
+    def from_image(cls, name: str, image: "Image") -> "Reference":
+        """Takes any Pillow image; what is transparent is laid over white."""
+        if "A" in image.getbands() or "transparency" in image.info:
+            from PIL import Image as pillow
+
+            rgba = image.convert("RGBA")
+            ground = pillow.new("RGBA", rgba.size, (*WHITE, 255))
+            image = pillow.alpha_composite(ground, rgba)
+        rgb = image.convert("RGB")
+        return cls(name=name, width=rgb.width, height=rgb.height, rgb=rgb.tobytes())
+
+    def to_image(self) -> "Image":
+        """The picture as a Pillow RGB image."""
+        from PIL import Image as pillow
+
+        return pillow.frombytes("RGB", (self.width, self.height), self.rgb)
+
+    def digest(self) -> str:
+        """sha256 of size and pixels, in hex. The name is not part of it."""
+        head = f"{self.width}x{self.height}:".encode()
+        return hashlib.sha256(head + self.rgb).hexdigest()
+
+
+def spans(prompt: str, names: tuple[str, ...]) -> tuple[Span, ...]:
+    """Where each subject is first named in the prompt: [start, end) with the at sign.
+
+    Raises:
+        SpecError: a subject that the prompt never names.
+    """
+    first: dict[str, Span] = {}
+    for mention in _MENTION.finditer(prompt):
+        first.setdefault(mention.group(1), mention.span())
+    for name in names:
+        if name not in first:
+            raise SpecError("prompt", f"never names @{name}, of whom there is a picture")
+    return tuple(first[name] for name in names)
+
+
+def text_of(prompt: str, names: tuple[str, ...]) -> tuple[str, tuple[tuple[Span, ...], ...]]:
+    """The prompt as the encoders read it, and every mention of each subject in that text.
+
+    "@anna waves", ("anna",) -> "anna waves", (((0, 4),),)
+
+    Raises:
+        SpecError: a name without a picture, or a picture that is never named.
+    """
+    found: dict[str, list[Span]] = {name: [] for name in names}
+    parts: list[str] = []
+    length, read = 0, 0
+    for mention in _MENTION.finditer(prompt):
+        name = mention.group(1)
+        if name not in found:
+            raise SpecError("prompt", f"names @{name}, but there is no picture of {name}")
+        before = prompt[read : mention.start()]
+        parts += [before, name]
+        start = length + len(before)
+        found[name].append((start, start + len(name)))
+        length, read = start + len(name), mention.end()
+    parts.append(prompt[read:])
+    for name, mentions in found.items():
+        if not mentions:
+            raise SpecError("prompt", f"never names @{name}, of whom there is a picture")
+    return "".join(parts), tuple(tuple(found[name]) for name in names)
+
+
+def _check_names(names: tuple[str, ...], max_subjects: int) -> None:
+    if len(names) > max_subjects:
+        raise SpecError("subjects", f"at most {max_subjects} subjects, got {len(names)}")
+    for place, name in enumerate(names):
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise SpecError(
+                "subjects",
+                f"{name!r} is not a name: a letter, then up to 31 letters, digits or _",
+            )
+        if name in names[:place]:
+            raise SpecError("subjects", f"the name {name} is given twice")
+
+
+def _check_text(name: str, value: object, max_chars: int) -> None:
+    if not isinstance(value, str):
+        raise SpecError(name, "must be text")
+    if len(value) > max_chars:
+        raise SpecError(name, f"at most {max_chars} characters, got {len(value)}")
+
+
+def _check_whole(name: str, value: object, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise SpecError(name, f"must be a whole number, got {value!r:.40}")
+    if not low <= value <= high:
+        # Python refuses to print integers of thousands of digits.
+        shown = str(value) if value.bit_length() < 64 else "a number far beyond"
+        raise SpecError(name, f"must lie between {low} and {high}, got {shown}")
+
+
+def _check_real(name: str, value: object, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise SpecError(name, f"must be a number, got {value!r:.40}")
+    if not math.isfinite(value) or not low <= value <= high:
+        raise SpecError(name, f"must lie between {low:g} and {high:g}, got {value:g}")
