@@ -98,7 +98,6 @@ def schedule(solver: str, num_steps: int, shift: float) -> Schedule:
     return Schedule(wan_unipc_times(num_steps, shift), door, solver)
 
 
-
 def step(
     plan: Schedule, index: int, x: Tensor, v: Tensor, history: History
 ) -> tuple[Tensor, History]:

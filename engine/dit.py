@@ -1,0 +1,612 @@
+"""The diffusion transformer: Wan 2.1 text-to-video, with the identity stream of ID-Crafter.
+
+Shape legend
+    B batch, C latent channels, F H W latent frames, height, width, L video tokens, T text tokens,
+    S subjects, P tokens of one subject, R = S * P, V tokens of the vision-language model,
+    K = R + V tokens that the video may attend to, N heads, D head dim, M model dim
+
+    x_BCFHW ─ patch ─▶ x_BLM ─ blocks ─▶ head ─▶ v_BCFHW
+                               ▲    ▲
+           text_BTM ─ k, v ────┘    └──── k, v per block ◀─ identity stream ◀─ references, tags, VLM
+
+The stream follows the equations S.9-S.11 of the paper, which let it depend on neither the time nor
+the video. So all of it runs once per request (`condition`), and every step is handed K and V. With
+no subjects its branch is not computed at all: the model then is plain Wan, bit for bit; so it is at
+initialisation, where the value projections are zero.
+
+Parameters carry the names of the upstream files (Wan-Video/Wan2.1 `wan/modules/model.py`), so those
+load strictly; what the stream adds is named in `stream_parameters`.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engine.presets import DiTConfig
+
+EPS = 1e-6
+ROPE_POSITIONS = 1024
+STREAM_PARAMETERS = ("subject_blocks.", "slot_embedding", "tag_projection.", "vlm_projection.")
+
+
+class KV(NamedTuple):
+    """Keys and values of one block: [B, K, N, D] each; mask_BK is True for real tokens or None."""
+
+    k_BKND: Tensor
+    v_BKND: Tensor
+    mask_BK: Tensor | None = None
+
+
+class SubjectInputs(NamedTuple):
+    """What the identity stream reads.
+
+    refs_BSCHW: latents of the references. tags_BSM: text-encoder features of each subject's own
+    words (M here is text_dim). subject_mask_BS: True where there is a subject; None means all.
+    vlm_BVM: VLM tokens (M is vlm_dim) or None; vlm_mask_BV likewise. slots_BS: which slot
+    embedding each subject takes; None means in order.
+    """
+
+    refs_BSCHW: Tensor
+    tags_BSM: Tensor
+    subject_mask_BS: Tensor | None = None
+    vlm_BVM: Tensor | None = None
+    vlm_mask_BV: Tensor | None = None
+    slots_BS: Tensor | None = None
+
+
+class SubjectKV(NamedTuple):
+    """What the video reads of the subjects, computed once per request.
+
+    layers: K and V for each of the first `subject_layers` blocks. present_B: True for rows that
+    have any subject; None when all have. Layout "concat" instead gives tokens_BRM, which join the
+    video sequence (grid: subjects, rows, columns), with their mask, and layers of VLM tokens.
+    """
+
+    layers: tuple[KV, ...]
+    present_B: Tensor | None = None
+    tokens_BRM: Tensor | None = None
+    token_mask_BR: Tensor | None = None
+    grid: tuple[int, int, int] = (0, 0, 0)
+
+
+class Condition(NamedTuple):
+    """What a denoising step needs beside x and t: the text's K and V per block, the subjects."""
+
+    text: tuple[KV, ...]
+    subjects: SubjectKV | None = None
+
+
+def attention(q_BLND: Tensor, kv: KV) -> Tensor:
+    """Softmax attention -> [B, L, N * D]. The mask is [B, K], or [B, 1, L, K] per query."""
+    mask = kv.mask_BK
+    if mask is not None and mask.ndim == 2:
+        mask = mask[:, None, None, :]
+    # Norms and RoPE work in fp32; the product runs in the precision of the values.
+    q, k = q_BLND.to(kv.v_BKND.dtype), kv.k_BKND.to(kv.v_BKND.dtype)
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), kv.v_BKND.transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the last dimension, computed in fp32 (WanRMSNorm)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + EPS)
+        return wide.type_as(x) * self.weight
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm computed in fp32 whatever comes in; returns fp32."""
+
+    def __init__(self, dim: int, affine: bool) -> None:
+        super().__init__(dim, eps=EPS, elementwise_affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = None if self.weight is None else self.weight.float()
+        bias = None if self.bias is None else self.bias.float()
+        return F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps)
+
+
+class Rope(nn.Module):
+    """Rotary embedding over frames, rows and columns, for interleaved pairs (Wan `rope_params`).
+
+    A head of D dims gives D - 4 (D // 6) to time and 2 (D // 6) each to height and width.
+    """
+
+    def __init__(self, head_dim: int) -> None:
+        super().__init__()
+        side = 2 * (head_dim // 6)
+        self.widths = (head_dim - 2 * side, side, side)
+        angles = []
+        for width in self.widths:
+            rates = 1.0 / torch.pow(10000.0, torch.arange(0, width, 2, dtype=torch.float64) / width)
+            angles.append(torch.outer(torch.arange(ROPE_POSITIONS, dtype=torch.float64), rates))
+        turns = torch.cat(angles, dim=1)
+        self.register_buffer("cos", turns.cos().float(), persistent=False)
+        self.register_buffer("sin", turns.sin().float(), persistent=False)
+
+    def at(self, frames: int, height: int, width: int, first: int = 0) -> tuple[Tensor, Tensor]:
+        """cos and sin, [frames * height * width, D / 2] each; time counts from `first`."""
+        split = [w // 2 for w in self.widths]
+        return self._grid(self.cos.split(split, dim=1), frames, height, width, first), self._grid(
+            self.sin.split(split, dim=1), frames, height, width, first
+        )
+
+    @staticmethod
+    def _grid(axes: tuple[Tensor, ...], f: int, h: int, w: int, first: int) -> Tensor:
+        time, row, column = axes
+        parts = [
+            time[first : first + f].view(f, 1, 1, -1).expand(f, h, w, -1),
+            row[:h].view(1, h, 1, -1).expand(f, h, w, -1),
+            column[:w].view(1, 1, w, -1).expand(f, h, w, -1),
+        ]
+        return torch.cat(parts, dim=-1).reshape(f * h * w, -1)
+
+
+def rotate(x_BLND: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """Turns each pair (x[2i], x[2i + 1]) by its position's angle, in fp32."""
+    cos, sin = (turn[None, :, None, :] for turn in rope)
+    even, odd = x_BLND.float().unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
+
+
+class Attention(nn.Module):
+    """The projections of one attention; q and k are RMS-normed over the full width.
+
+    `inner` is the width inside, `num_heads` heads; in and out are `dim` wide.
+    """
+
+    def __init__(self, dim: int, num_heads: int, inner: int | None = None) -> None:
+        super().__init__()
+        inner = inner or dim
+        self.num_heads = num_heads
+        self.q = nn.Linear(dim, inner)
+        self.k = nn.Linear(dim, inner)
+        self.v = nn.Linear(dim, inner)
+        self.o = nn.Linear(inner, dim)
+        self.norm_q = RMSNorm(inner)
+        self.norm_k = RMSNorm(inner)
+
+    def query(self, x_BLM: Tensor) -> Tensor:
+        return self.norm_q(self.q(x_BLM)).unflatten(-1, (self.num_heads, -1))
+
+    def key(self, x_BLM: Tensor) -> Tensor:
+        return self.norm_k(self.k(x_BLM)).unflatten(-1, (self.num_heads, -1))
+
+    def value(self, x_BLM: Tensor) -> Tensor:
+        return self.v(x_BLM).unflatten(-1, (self.num_heads, -1))
+
+
+class Block(nn.Module):
+    """One Wan block: self-attention, cross-attention to text (and subjects), MLP."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        dim = config.dim
+        self.norm1 = LayerNorm(dim, affine=False)
+        self.self_attn = Attention(dim, config.num_heads)
+        self.norm3 = LayerNorm(dim, affine=True)
+        self.cross_attn = Attention(dim, config.num_heads)
+        self.norm2 = LayerNorm(dim, affine=False)
+        self.ffn = nn.Sequential(
+            nn.Linear(dim, config.ffn_dim),
+            nn.GELU(approximate="tanh"),
+            nn.Linear(config.ffn_dim, dim),
+        )
+        self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
+
+    def forward(
+        self,
+        x_BLM: Tensor,
+        e_B6M: Tensor,
+        rope: tuple[Tensor, Tensor],
+        mask_BL: Tensor | None,
+        text: KV,
+        subject: KV | None,
+        present_B: Tensor | None,
+    ) -> Tensor:
+        # The residual stream and its modulation stay fp32; the projections run as autocast says.
+        shift1, scale1, gate1, shift2, scale2, gate2 = (
+            self.modulation.float() + e_B6M.float()
+        ).chunk(6, dim=1)
+
+        y = self._match(self.norm1(x_BLM) * (1 + scale1) + shift1)
+        q, k = rotate(self.self_attn.query(y), rope), rotate(self.self_attn.key(y), rope)
+        y = self.self_attn.o(attention(q, KV(k, self.self_attn.value(y), mask_BL)))
+        x_BLM = x_BLM + y.float() * gate1
+
+        q = self.cross_attn.query(self._match(self.norm3(x_BLM)))
+        y = attention(q, text)
+        if subject is not None:
+            z = attention(q, subject)
+            if present_B is not None:
+                z = torch.where(present_B[:, None, None], z, torch.zeros_like(z))
+            y = y + z
+        x_BLM = x_BLM + self.cross_attn.o(y).float()
+
+        y = self.ffn(self._match(self.norm2(x_BLM) * (1 + scale2) + shift2))
+        return x_BLM + y.float() * gate2
+
+    def _match(self, x: Tensor) -> Tensor:
+        """fp32 in, the weights' own precision out (autocast has its own mind afterwards)."""
+        return x.to(self.self_attn.q.weight.dtype)
+
+
+class Head(nn.Module):
+    """Final modulated norm and projection to patches, in fp32."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.norm = LayerNorm(config.dim, affine=False)
+        self.head = nn.Linear(config.dim, config.latent_dim * math.prod(config.patch))
+        self.modulation = nn.Parameter(torch.randn(1, 2, config.dim) / config.dim**0.5)
+
+    def forward(self, x_BLM: Tensor, e_BM: Tensor) -> Tensor:
+        shift, scale = (self.modulation.float() + e_BM.float()[:, None]).chunk(2, dim=1)
+        x_BLM = self.norm(x_BLM) * (1 + scale) + shift
+        with torch.autocast(x_BLM.device.type, enabled=False):
+            return F.linear(x_BLM, self.head.weight.float(), self.head.bias.float())
+
+
+class SubjectBlock(nn.Module):
+    """One layer of the identity stream: the three stages of ID-Crafter, section A.1.
+
+    f'  = f + o1 SelfAttn(LN f)                                   within a subject     (S.9)
+    f'' = f' + sigmoid(W LN f') * o2 CrossAttn(f'_k, {f'_j, j≠k})  between subjects     (S.10)
+    K, V from LN [f''; VLM tokens]                                for the video        (S.11)
+
+    The residuals, the norms and the MLP (where `subject_ffn_dim` > 0) are not in the equations;
+    without them the stages would not train (docs/decisions.md).
+    """
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim, inner = config.dim, config.subject_dim
+        heads = inner * config.num_heads // dim
+        if config.intra:
+            self.norm1 = LayerNorm(dim, affine=True)
+            self.intra = Attention(dim, heads, inner)
+        if config.inter != "off":
+            self.norm2 = LayerNorm(dim, affine=True)
+            self.inter = Attention(dim, heads, inner)
+        if config.inter == "gated":
+            self.gate = nn.Linear(dim, dim)
+        if config.subject_ffn_dim:
+            self.norm3 = LayerNorm(dim, affine=True)
+            self.ffn = nn.Sequential(
+                nn.Linear(dim, config.subject_ffn_dim),
+                nn.GELU(approximate="tanh"),
+                nn.Linear(config.subject_ffn_dim, dim),
+            )
+        self.norm = LayerNorm(dim, affine=True)
+        if config.cross_modal:
+            self.k = nn.Linear(dim, dim)
+            self.v = nn.Linear(dim, dim)
+            self.norm_k = RMSNorm(dim)
+
+    def forward(
+        self, f_BSPM: Tensor, rope: tuple[Tensor, Tensor], subject_mask_BS: Tensor | None
+    ) -> Tensor:
+        alone = f_BSPM.shape[1] == 1
+        if self.config.intra:
+            f_BSPM = f_BSPM + self._within(self._match(self.norm1(f_BSPM)), rope)
+        if self.config.inter == "joint" or (self.config.inter == "gated" and not alone):
+            f_BSPM = f_BSPM + self._between(self._match(self.norm2(f_BSPM)), subject_mask_BS)
+        if self.config.subject_ffn_dim:
+            f_BSPM = f_BSPM + self.ffn(self._match(self.norm3(f_BSPM))).float()
+        return f_BSPM
+
+    def key_value(
+        self, f_BSPM: Tensor, vlm_BVM: Tensor | None, block: Block
+    ) -> tuple[Tensor, Tensor]:
+        """K and V that the video attends to in this layer: [B, K, N, D] each.
+
+        Without stage 3 they go through the text's own projections, into the text's softmax.
+        """
+        seen = f_BSPM.flatten(1, 2)
+        if vlm_BVM is not None:
+            seen = torch.cat([seen, vlm_BVM.to(seen.dtype)], dim=1)
+        seen = self._match(self.norm(seen))
+        if not self.config.cross_modal:
+            return block.cross_attn.key(seen), block.cross_attn.value(seen)
+        heads = (self.config.num_heads, -1)
+        return self.norm_k(self.k(seen)).unflatten(-1, heads), self.v(seen).unflatten(-1, heads)
+
+    def _within(self, f_BSPM: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+        num_subjects = f_BSPM.shape[1]
+        f = f_BSPM.flatten(0, 1)
+        q, k = rotate(self.intra.query(f), rope), rotate(self.intra.key(f), rope)
+        y = self.intra.o(attention(q, KV(k, self.intra.value(f))))
+        return y.float().unflatten(0, (-1, num_subjects))
+
+    def _between(self, f_BSPM: Tensor, subject_mask_BS: Tensor | None) -> Tensor:
+        """Stage 2. A subject without company gets exactly zero."""
+        num_batch, num_subjects, num_tokens = f_BSPM.shape[:3]
+        seen_BSS = _who_sees_whom(f_BSPM, subject_mask_BS, joint=self.config.inter == "joint")
+        company_BS = seen_BSS.any(-1)
+        # A softmax over nothing is undefined: the lonely see everybody, and the result is dropped.
+        mask = (seen_BSS | ~company_BS[..., None])[:, :, None, :, None]
+        mask = mask.expand(-1, -1, num_tokens, -1, num_tokens)
+        mask = mask.reshape(num_batch, 1, num_subjects * num_tokens, -1)
+        f = f_BSPM.flatten(1, 2)
+        y = attention(self.inter.query(f), KV(self.inter.key(f), self.inter.value(f), mask))
+        y = self.inter.o(y).unflatten(1, (num_subjects, -1)).float()
+        if self.config.inter == "gated":
+            y = y * torch.sigmoid(self.gate(f_BSPM).float())
+        return torch.where(company_BS[:, :, None, None], y, torch.zeros_like(y))
+
+    def _match(self, x: Tensor) -> Tensor:
+        return x.to(self.norm.weight.dtype)
+
+
+def _who_sees_whom(f_BSPM: Tensor, subject_mask_BS: Tensor | None, joint: bool) -> Tensor:
+    """bool [B, S, S]: may subject i look at subject j in stage 2?"""
+    num_batch, num_subjects = f_BSPM.shape[:2]
+    allowed = torch.ones(num_subjects, num_subjects, dtype=torch.bool, device=f_BSPM.device)
+    if not joint:
+        allowed = allowed & ~torch.eye(num_subjects, dtype=torch.bool, device=f_BSPM.device)
+    seen_BSS = allowed.expand(num_batch, -1, -1)
+    return seen_BSS if subject_mask_BS is None else seen_BSS & subject_mask_BS[:, None, :]
+
+
+class WanDiT(nn.Module):
+    """Wan 2.1 T2V with the identity stream. `config.subject_layers` = 0 is the plain model."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        assert config.dim % config.num_heads == 0 and (config.dim // config.num_heads) % 2 == 0
+        assert config.inter in ("gated", "joint", "off") and config.layout in ("stream", "concat")
+        self.config = config
+        dim = config.dim
+        self.patch_embedding = nn.Conv3d(config.latent_dim, dim, config.patch, stride=config.patch)
+        self.text_embedding = nn.Sequential(
+            nn.Linear(config.text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim)
+        )
+        self.time_embedding = nn.Sequential(
+            nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim)
+        )
+        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, dim * 6))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.head = Head(config)
+        self.rope = Rope(dim // config.num_heads)
+        if config.subject_layers:
+            self._build_stream(config)
+        self._initialise()
+
+    def _build_stream(self, config: DiTConfig) -> None:
+        dim = config.dim
+        self.slot_embedding = nn.Parameter(torch.randn(config.max_subjects, dim) * 0.02)
+        if config.tag:
+            self.tag_projection = nn.Linear(config.text_dim, dim)
+        if config.use_vlm:
+            self.vlm_projection = nn.Sequential(
+                LayerNorm(config.vlm_dim, affine=True),
+                nn.Linear(config.vlm_dim, dim),
+                nn.GELU(approximate="tanh"),
+                nn.Linear(dim, dim),
+            )
+        if config.layout == "stream":
+            layers = range(config.subject_layers)
+            self.subject_blocks = nn.ModuleList(SubjectBlock(config) for _ in layers)
+
+    def forward(
+        self,
+        x_BCFHW: Tensor,
+        t_B: Tensor,
+        text: Tensor | tuple[KV, ...],
+        subjects: SubjectInputs | SubjectKV | None = None,
+    ) -> Tensor:
+        """The velocity at x_t, [B, C, F, H, W] fp32.
+
+        Args:
+            x_BCFHW: noisy latents.
+            t_B: times in [0, 1], see `engine.flow`.
+            text: text_BTM, zero-padded to `text_len` (the pads are attended to, as in Wan), or
+                the K and V that `text_kv` made of it.
+            subjects: raw inputs, or what `subject_stream` made of them, or None for plain Wan.
+        """
+        return self.denoise(x_BCFHW, t_B, self.condition(text, subjects))
+
+    def condition(
+        self,
+        text: Tensor | tuple[KV, ...],
+        subjects: SubjectInputs | SubjectKV | None = None,
+    ) -> Condition:
+        """All that does not change from step to step, computed once."""
+        layers = self.text_kv(text) if isinstance(text, Tensor) else text
+        if isinstance(subjects, SubjectInputs):
+            subjects = self.subject_stream(*subjects)
+        if subjects is not None and (self.config.layout == "concat" or not self.config.cross_modal):
+            layers, subjects = _join_text(layers, subjects)
+        return Condition(layers, subjects)
+
+    def text_kv(self, text_BTM: Tensor) -> tuple[KV, ...]:
+        """K and V of the prompt for every block."""
+        context = self.text_embedding(text_BTM.to(self.text_embedding[0].weight.dtype))
+        return tuple(
+            KV(block.cross_attn.key(context), block.cross_attn.value(context))
+            for block in self.blocks
+        )
+
+    def subject_stream(
+        self,
+        refs_BSCHW: Tensor,
+        tags_BSM: Tensor,
+        subject_mask_BS: Tensor | None = None,
+        vlm_BVM: Tensor | None = None,
+        vlm_mask_BV: Tensor | None = None,
+        slots_BS: Tensor | None = None,
+    ) -> SubjectKV:
+        """Runs the identity stream. The arguments are the fields of `SubjectInputs`."""
+        f_BSPM, grid = self._reference_tokens(refs_BSCHW, tags_BSM, slots_BS)
+        vlm_BVM = self._vlm_tokens(vlm_BVM)
+        num_tokens = grid[1] * grid[2]
+        present_B = None if subject_mask_BS is None else subject_mask_BS.any(-1)
+        token_mask_BR = (
+            None
+            if subject_mask_BS is None
+            else subject_mask_BS.repeat_interleave(num_tokens, dim=1)
+        )
+        if self.config.layout == "concat":
+            layers = self._vlm_kv(vlm_BVM, _hide_absent(vlm_mask_BV, vlm_BVM, present_B))
+            tokens = f_BSPM.flatten(1, 2)
+            return SubjectKV(layers, present_B, tokens, token_mask_BR, grid)
+        mask_BK = _join_masks(f_BSPM.flatten(1, 2), token_mask_BR, vlm_BVM, vlm_mask_BV)
+        if mask_BK is not None and present_B is not None and self.config.cross_modal:
+            # A softmax over nothing is undefined: rows without subjects see all, and drop it.
+            mask_BK = mask_BK | ~present_B[:, None]
+        elif mask_BK is not None and present_B is not None:
+            mask_BK = mask_BK & present_B[:, None]
+        rope = self.rope.at(1, *grid[1:])
+        layers_kv = []
+        for block, subject_block in zip(self.blocks, self.subject_blocks, strict=False):
+            f_BSPM = subject_block(f_BSPM, rope, subject_mask_BS)
+            layers_kv.append(KV(*subject_block.key_value(f_BSPM, vlm_BVM, block), mask_BK))
+        return SubjectKV(tuple(layers_kv), present_B)
+
+    def denoise(self, x_BCFHW: Tensor, t_B: Tensor, condition: Condition) -> Tensor:
+        """The velocity at x_t, given what `condition` computed."""
+        e_BM, e_B6M = self._time(t_B)
+        x = self.patch_embedding(x_BCFHW.to(self.patch_embedding.weight.dtype))
+        grid = x.shape[2:]
+        x_BLM = x.flatten(2).transpose(1, 2).float()
+        num_video = x_BLM.shape[1]
+        rope, mask_BL, subjects = self.rope.at(*grid), None, condition.subjects
+        if subjects is not None and subjects.tokens_BRM is not None:
+            x_BLM, rope, mask_BL = self._append(x_BLM, rope, subjects, first=grid[0])
+        for index, block in enumerate(self.blocks):
+            has_subject = subjects is not None and index < len(subjects.layers)
+            x_BLM = block(
+                x_BLM,
+                e_B6M,
+                rope,
+                mask_BL,
+                condition.text[index],
+                subjects.layers[index] if has_subject else None,
+                subjects.present_B if has_subject else None,
+            )
+        return self._unpatch(self.head(x_BLM[:, :num_video], e_BM), grid)
+
+    def _time(self, t_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Time embedding [B, M] and the modulation of all blocks [B, 6, M], in fp32."""
+        half = self.config.freq_dim // 2
+        rates = torch.pow(
+            10000.0, -torch.arange(half, dtype=torch.float64, device=t_B.device) / half
+        )
+        angles = torch.outer(t_B.double() * 1000, rates)
+        waves = torch.cat([angles.cos(), angles.sin()], dim=1)
+        with torch.autocast(t_B.device.type, enabled=False):
+            e_BM = self.time_embedding(waves.to(self.time_embedding[0].weight.dtype))
+            return e_BM, self.time_projection(e_BM).unflatten(1, (6, -1))
+
+    def _reference_tokens(
+        self, refs_BSCHW: Tensor, tags_BSM: Tensor, slots_BS: Tensor | None
+    ) -> tuple[Tensor, tuple[int, int, int]]:
+        """f_k = patches of the reference + its slot + its tag: [B, S, P, M] and (S, rows, cols)."""
+        num_subjects = refs_BSCHW.shape[1]
+        refs = refs_BSCHW.flatten(0, 1).to(self.patch_embedding.weight.dtype)
+        patches = self.patch_embedding(refs[:, :, None])
+        f_BSPM = patches.flatten(2).transpose(1, 2).float().unflatten(0, (-1, num_subjects))
+        if slots_BS is None:
+            slots = self.slot_embedding[:num_subjects][None]
+        else:
+            slots = self.slot_embedding[slots_BS]
+        f_BSPM = f_BSPM + slots[:, :, None].float()
+        if self.config.tag:
+            tags = self.tag_projection(tags_BSM.to(self.tag_projection.weight.dtype))
+            f_BSPM = f_BSPM + tags[:, :, None].float()
+        return f_BSPM, (num_subjects, patches.shape[3], patches.shape[4])
+
+    def _vlm_tokens(self, vlm_BVM: Tensor | None) -> Tensor | None:
+        if vlm_BVM is None or not self.config.use_vlm:
+            return None
+        normed = self.vlm_projection[0](vlm_BVM)
+        return self.vlm_projection[1:](normed.to(self.vlm_projection[1].weight.dtype))
+
+    def _vlm_kv(self, vlm_BVM: Tensor | None, mask_BV: Tensor | None) -> tuple[KV, ...]:
+        """VLM tokens through the text's own projections (layout "concat")."""
+        if vlm_BVM is None:
+            return ()
+        return tuple(
+            KV(block.cross_attn.key(vlm_BVM), block.cross_attn.value(vlm_BVM), mask_BV)
+            for block in self.blocks
+        )
+
+    def _append(
+        self, x_BLM: Tensor, rope: tuple[Tensor, Tensor], subjects: SubjectKV, first: int
+    ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor | None]:
+        """Video and reference tokens as one sequence; references take the times after the video."""
+        assert subjects.tokens_BRM is not None
+        cos, sin = self.rope.at(*subjects.grid, first=first)
+        rope = (torch.cat([rope[0], cos]), torch.cat([rope[1], sin]))
+        mask = _join_masks(x_BLM, None, subjects.tokens_BRM, subjects.token_mask_BR)
+        return torch.cat([x_BLM, subjects.tokens_BRM.float()], dim=1), rope, mask
+
+    def _unpatch(self, y_BLM: Tensor, grid: tuple[int, ...]) -> Tensor:
+        y = y_BLM.unflatten(-1, (*self.config.patch, -1)).unflatten(1, tuple(grid))
+        y = torch.einsum("bfhwpqrc->bcfphqwr", y)
+        return y.flatten(6, 7).flatten(4, 5).flatten(2, 3)
+
+    def _initialise(self) -> None:
+        """Upstream's initial weights; the stream starts silent (its values are zero)."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.xavier_uniform_(self.patch_embedding.weight.flatten(1))
+        for part in (self.text_embedding, self.time_embedding):
+            nn.init.normal_(part[0].weight, std=0.02)
+            nn.init.normal_(part[2].weight, std=0.02)
+        nn.init.zeros_(self.head.head.weight)
+        for name, parameter in self.named_parameters():
+            silent = name.startswith("tag_projection") or (
+                name.startswith("subject_blocks") and name.split(".")[2] == "v"
+            )
+            if silent:
+                nn.init.zeros_(parameter)
+
+
+def _join_text(text: tuple[KV, ...], subjects: SubjectKV) -> tuple[tuple[KV, ...], SubjectKV]:
+    """Moves the subjects' K and V into the text's softmax, for the ablations without stage 3."""
+    joined = list(text)
+    for index, (old, new) in enumerate(zip(text, subjects.layers, strict=False)):
+        joined[index] = KV(
+            torch.cat([old.k_BKND, new.k_BKND], dim=1),
+            torch.cat([old.v_BKND, new.v_BKND], dim=1),
+            _join_masks(old.k_BKND, old.mask_BK, new.k_BKND, new.mask_BK),
+        )
+    return tuple(joined), subjects._replace(layers=(), present_B=None)
+
+
+def _join_masks(
+    a: Tensor, mask_a: Tensor | None, b: Tensor | None, mask_b: Tensor | None
+) -> Tensor | None:
+    """The mask of two token sequences [B, K, ...] laid end to end; None when all are real."""
+    if b is None:
+        return mask_a
+    if mask_a is None and mask_b is None:
+        return None
+    parts = [
+        x.new_ones(x.shape[:2], dtype=torch.bool) if mask is None else mask
+        for x, mask in ((a, mask_a), (b, mask_b))
+    ]
+    return torch.cat(parts, dim=1)
+
+
+def _hide_absent(
+    mask_BV: Tensor | None, vlm_BVM: Tensor | None, present_B: Tensor | None
+) -> Tensor | None:
+    """VLM tokens count only in rows that have a subject."""
+    if vlm_BVM is None or present_B is None:
+        return mask_BV
+    real = vlm_BVM.new_ones(vlm_BVM.shape[:2], dtype=torch.bool) if mask_BV is None else mask_BV
+    return real & present_B[:, None]

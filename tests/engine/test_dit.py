@@ -1,0 +1,301 @@
+"""The DiT: Wan as published, and what the identity stream must and must not change."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from diffusers import WanTransformer3DModel
+from tests.engine.conftest import TOY, random_dit, random_inputs
+
+from engine.dit import SubjectInputs, WanDiT
+from engine.presets import WAN_1_3B, WAN_14B
+
+PLAIN = replace(TOY, subject_layers=0)
+
+RENAMED = [
+    ("text_embedding.0", "condition_embedder.text_embedder.linear_1"),
+    ("text_embedding.2", "condition_embedder.text_embedder.linear_2"),
+    ("time_embedding.0", "condition_embedder.time_embedder.linear_1"),
+    ("time_embedding.2", "condition_embedder.time_embedder.linear_2"),
+    ("time_projection.1", "condition_embedder.time_proj"),
+    ("head.modulation", "scale_shift_table"),
+    ("head.head", "proj_out"),
+    ("modulation", "scale_shift_table"),
+    ("self_attn.o", "attn1.to_out.0"),
+    ("cross_attn.o", "attn2.to_out.0"),
+    ("self_attn.norm", "attn1.norm"),
+    ("cross_attn.norm", "attn2.norm"),
+    ("self_attn.", "attn1.to_"),
+    ("cross_attn.", "attn2.to_"),
+    ("norm3", "norm2"),
+    ("ffn.0", "ffn.net.0.proj"),
+    ("ffn.2", "ffn.net.2"),
+]
+
+
+def diffusers_name(name: str) -> str:
+    for ours, theirs in RENAMED:
+        if ours in name:
+            return name.replace(ours, theirs)
+    return name
+
+
+@pytest.mark.parametrize(
+    ("preset", "parameters", "tensors"),
+    [(WAN_1_3B, 1_418_996_800, 825), (WAN_14B, 14_288_491_584, 1095)],
+    ids=["1.3b", "14b"],
+)
+def test_full_size_base_has_upstream_parameters(preset, parameters, tensors):
+    with torch.device("meta"):
+        model = WanDiT(replace(preset.dit, subject_layers=0))
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    assert len(model.state_dict()) == tensors
+
+
+def test_the_stream_only_adds_parameters():
+    with torch.device("meta"):
+        base = WanDiT(replace(WAN_1_3B.dit, subject_layers=0)).state_dict()
+        full = WanDiT(WAN_1_3B.dit).state_dict()
+    assert set(base) < set(full)
+    assert all(base[name].shape == full[name].shape for name in base)
+
+
+@pytest.mark.parametrize("heads", [2, 4], ids=["head-dim-24", "head-dim-12"])
+@pytest.mark.parametrize("t", [0.999, 0.321, 0.003])
+def test_equals_diffusers_wan(heads, t):
+    config = replace(PLAIN, num_heads=heads)
+    ours = random_dit(config)
+    theirs = WanTransformer3DModel(
+        num_attention_heads=heads,
+        attention_head_dim=config.dim // heads,
+        text_dim=config.text_dim,
+        freq_dim=config.freq_dim,
+        ffn_dim=config.ffn_dim,
+        num_layers=config.num_layers,
+    ).eval()
+    theirs.load_state_dict({diffusers_name(k): v for k, v in ours.state_dict().items()})
+    given = random_inputs(batch=2)
+    x, text = given["x"], given["text"]
+    want = theirs(x, torch.tensor([t, t]) * 1000, text).sample
+    got = ours(x, torch.tensor([t, t]), text)
+    assert (got - want).abs().max() / want.abs().max() < 2e-5
+
+
+def test_stream_is_silent_at_initialisation():
+    model = WanDiT(TOY).eval()
+    torch.nn.init.normal_(model.head.head.weight)
+    given = random_inputs(batch=2)
+    plain = model(given["x"], given["t"], given["text"])
+    assert plain.abs().max() > 0
+    assert torch.equal(model(given["x"], given["t"], given["text"], given["subjects"]), plain)
+
+
+def test_first_gradient_reaches_the_values_of_every_layer():
+    model = WanDiT(TOY)
+    torch.nn.init.normal_(model.head.head.weight)
+    given = random_inputs()
+    with torch.enable_grad():
+        model(given["x"], given["t"], given["text"], given["subjects"]).square().mean().backward()
+    for block in model.subject_blocks:
+        assert block.v.weight.grad.abs().max() > 0
+
+
+def test_without_references_it_is_the_base():
+    model, given = random_dit(), random_inputs(batch=2)
+    base = random_dit(PLAIN)
+    base.load_state_dict({k: model.state_dict()[k] for k in base.state_dict()})
+    assert torch.equal(
+        model(given["x"], given["t"], given["text"]), base(given["x"], given["t"], given["text"])
+    )
+
+
+def test_rows_without_subjects_are_the_base_within_a_batch():
+    model, given = random_dit(), random_inputs(batch=2)
+    mask = torch.tensor([[True, True, False], [False, False, False]])
+    subjects = given["subjects"]._replace(subject_mask_BS=mask)
+    plain = model(given["x"], given["t"], given["text"])
+    got = model(given["x"], given["t"], given["text"], subjects)
+    assert torch.equal(got[1], plain[1])
+    assert not torch.allclose(got[0], plain[0])
+
+
+def test_conditions_kept_over_steps_equal_conditions_recomputed():
+    model, given = random_dit(), random_inputs()
+    kept = model.condition(given["text"], given["subjects"])
+    for t in (0.9, 0.5, 0.1):
+        t_B = torch.tensor([t])
+        fresh = model(given["x"], t_B, given["text"], given["subjects"])
+        assert torch.equal(model.denoise(given["x"], t_B, kept), fresh)
+
+
+def test_a_step_computes_no_condition():
+    model, given = random_dit(), random_inputs()
+    calls: list[str] = []
+    watched = {
+        "text": model.text_embedding,
+        "stream": model.subject_blocks[0],
+        "text k": model.blocks[0].cross_attn.k,
+        "vlm": model.vlm_projection[1],
+    }
+    for name, module in watched.items():
+        module.register_forward_hook(lambda *_, name=name: calls.append(name))
+    condition = model.condition(given["text"], given["subjects"])
+    assert sorted(calls) == sorted(watched)
+    for _ in range(3):
+        model.denoise(given["x"], given["t"], condition)
+    assert len(calls) == len(watched)
+
+
+def test_stream_does_not_see_time_or_video():
+    """S.9-S.11: K and V are the same whatever x and t come later."""
+    model, given = random_dit(), random_inputs()
+    one = model.subject_stream(*given["subjects"])
+    model(torch.zeros_like(given["x"]), given["t"] * 0, given["text"], given["subjects"])
+    two = model.subject_stream(*given["subjects"])
+    assert all(torch.equal(a.v_BKND, b.v_BKND) for a, b in zip(one.layers, two.layers, strict=True))
+
+
+@pytest.mark.parametrize("inter", ["gated", "joint", "off"])
+def test_order_of_subjects_does_not_matter_when_slots_and_tags_move_along(inter):
+    model, given = random_dit(replace(TOY, inter=inter)), random_inputs()
+    subjects, order = given["subjects"], [2, 0, 1]
+    moved = SubjectInputs(
+        refs_BSCHW=subjects.refs_BSCHW[:, order],
+        tags_BSM=subjects.tags_BSM[:, order],
+        vlm_BVM=subjects.vlm_BVM,
+        slots_BS=torch.tensor([order]),
+    )
+    straight = model(given["x"], given["t"], given["text"], subjects)
+    torch.testing.assert_close(
+        model(given["x"], given["t"], given["text"], moved), straight, rtol=1e-4, atol=1e-5
+    )
+    unmoved_slots = moved._replace(slots_BS=None)
+    assert not torch.allclose(
+        model(given["x"], given["t"], given["text"], unmoved_slots), straight, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("layout", ["stream", "concat"])
+@pytest.mark.parametrize("inter", ["gated", "joint"])
+def test_masked_subjects_leave_no_trace(layout, inter):
+    """A padded slot may hold anything: the result is that of the request without it."""
+    model, given = random_dit(replace(TOY, layout=layout, inter=inter)), random_inputs()
+    subjects = given["subjects"]
+    two = SubjectInputs(subjects.refs_BSCHW[:, :2], subjects.tags_BSM[:, :2], None, subjects.vlm_BVM)
+    padded = subjects._replace(
+        subject_mask_BS=torch.tensor([[True, True, False]]),
+        refs_BSCHW=torch.cat([subjects.refs_BSCHW[:, :2], torch.full((1, 1, 16, 4, 4), 50.0)], 1),
+        vlm_BVM=torch.cat([subjects.vlm_BVM, torch.full((1, 4, 12), 9.0)], 1),
+        vlm_mask_BV=torch.tensor([[True] * 5 + [False] * 4]),
+    )
+    torch.testing.assert_close(
+        model(given["x"], given["t"], given["text"], padded),
+        model(given["x"], given["t"], given["text"], two),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+def test_stage_one_stays_within_a_subject():
+    model, given = random_dit(replace(TOY, inter="off")), random_inputs()
+    subjects = given["subjects"]
+    changed = subjects.refs_BSCHW.clone()
+    changed[:, 1] += 1
+    before = model.subject_stream(*subjects).layers[-1].v_BKND.flatten(2)
+    after = model.subject_stream(*subjects._replace(refs_BSCHW=changed)).layers[-1].v_BKND.flatten(2)
+    moved = (before - after).abs().amax(-1)[0]
+    assert moved[:4].max() == 0 and moved[8:].max() == 0
+    assert moved[4:8].min() > 0
+
+
+def test_stage_two_reaches_the_others_and_is_zero_for_one():
+    gated, given = random_dit(), random_inputs(num_subjects=2)
+    subjects = given["subjects"]
+    changed = subjects.refs_BSCHW.clone()
+    changed[:, 1] += 1
+    before = gated.subject_stream(*subjects).layers[0].v_BKND
+    after = gated.subject_stream(*subjects._replace(refs_BSCHW=changed)).layers[0].v_BKND
+    assert (before - after)[:, :4].abs().max() > 0
+
+    off = random_dit(replace(TOY, inter="off"))
+    off.load_state_dict({k: gated.state_dict()[k] for k in off.state_dict()})
+    alone = random_inputs(num_subjects=1)["subjects"]
+    for one, other in zip(
+        gated.subject_stream(*alone).layers, off.subject_stream(*alone).layers, strict=True
+    ):
+        assert torch.equal(one.v_BKND, other.v_BKND)
+    lonely = subjects._replace(subject_mask_BS=torch.tensor([[True, False]]))
+    torch.testing.assert_close(
+        gated.subject_stream(*lonely).layers[1].v_BKND[:, :4],
+        off.subject_stream(*lonely).layers[1].v_BKND[:, :4],
+        rtol=0,
+        atol=0,
+    )
+
+
+@pytest.mark.parametrize(
+    "switch",
+    [
+        {"intra": False},
+        {"inter": "off"},
+        {"inter": "joint"},
+        {"cross_modal": False},
+        {"use_vlm": False},
+        {"tag": False},
+        {"layout": "concat"},
+        {"layout": "concat", "use_vlm": False},
+    ],
+    ids=str,
+)
+def test_each_ablation_listens_to_the_references_and_trains(switch):
+    model, given = random_dit(replace(TOY, **switch)), random_inputs(batch=2)
+    mask = torch.tensor([[True, True, False], [False, False, False]])
+    subjects = given["subjects"]._replace(subject_mask_BS=mask)
+    with torch.enable_grad():
+        got = model(given["x"], given["t"], given["text"], subjects)
+        got.square().mean().backward()
+    plain = model(given["x"], given["t"], given["text"])
+    torch.testing.assert_close(got[1], plain[1], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(got[0], plain[0], atol=1e-3)
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+
+
+def test_tag_moves_the_result_only_when_it_is_on():
+    given = random_inputs()
+    subjects = given["subjects"]
+    other = subjects._replace(tags_BSM=subjects.tags_BSM.flip(1))
+    for tag, same in ((True, False), (False, True)):
+        model = random_dit(replace(TOY, tag=tag))
+        one = model(given["x"], given["t"], given["text"], subjects)
+        two = model(given["x"], given["t"], given["text"], other)
+        assert torch.equal(one, two) == same
+
+
+def test_text_pads_are_attended():
+    model, given = random_dit(PLAIN), random_inputs()
+    text = given["text"].clone()
+    text[:, 4:] = 0
+    assert not torch.allclose(
+        model(given["x"], given["t"], text), model(given["x"], given["t"], text[:, :4]), atol=1e-4
+    )
+
+
+@pytest.mark.slow
+def test_compiles_without_a_graph_break():
+    model, given = random_dit(), random_inputs(batch=2)
+    mask = torch.tensor([[True, True, False], [False, False, False]])
+    subjects = given["subjects"]._replace(subject_mask_BS=mask)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    want = model(given["x"], given["t"], given["text"], subjects)
+    got = compiled(given["x"], given["t"], given["text"], subjects)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_autocast_keeps_the_residual_stream_wide():
+    model, given = random_dit(), random_inputs()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = model(given["x"], given["t"], given["text"], given["subjects"])
+    high = model(given["x"], given["t"], given["text"], given["subjects"])
+    assert low.dtype == torch.float32
+    assert (low - high).abs().mean() / high.abs().mean() < 0.03
