@@ -1,0 +1,1 @@
+"""Offline training. Imports the engine; never the service, never the workers."""

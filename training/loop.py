@@ -1,0 +1,405 @@
+"""The training loop that every recipe runs: batches in, weights, curves and sheets out.
+
+Everything random in a step is drawn from a generator seeded with (config.seed, batch index), so a
+run that is killed and started again continues with the bits that it would have had. Stopping:
+SIGTERM or SIGINT save and return; SIGKILL loses what came after the last save. A file called
+`decay` in the run's folder asks for the final decay of the learning rate now.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from training.dist import Group, current
+from training.optim import NOT_HIDDEN, OptimConfig
+from training.report import Report
+from training.state import Position, TrainState
+
+LossFn = Callable[[nn.Module, Any], dict[str, Tensor]]
+BatchFn = Callable[[int], Any]
+SheetFn = Callable[[nn.Module, Path], None]
+EvalFn = Callable[[nn.Module], dict[str, float]]
+ExportFn = Callable[[nn.Module, Path], None]
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """One run. `steps` or `minutes` (of training, over all resumes) must end it.
+
+    schedule: "wsd" warm-up, stable, then linear decay over the last `decay_fraction`;
+      "cosine" from warm-up to the end; "constant". The floor is `final` times the rate.
+    accumulate: batches per update. Batch indices of update n are n*accumulate*processes + 0, 1, …
+    prefetch: worker processes that call `batch_fn` ahead of time; 0 calls it in the loop.
+    save_every_s, sheet_every (updates), log_every (updates): 0 switches sheets off.
+    """
+
+    name: str
+    steps: int | None = None
+    minutes: float | None = None
+    lr: float = 1e-3
+    muon_lr: float | None = 0.01
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = 0.0
+    not_hidden: str = NOT_HIDDEN
+    warmup: int = 20
+    schedule: str = "wsd"
+    decay_fraction: float = 0.2
+    final: float = 0.0
+    ema: float = 0.997
+    grad_clip: float = 1.0
+    accumulate: int = 1
+    bf16: bool = True
+    device: str = "cpu"
+    seed: int = 0
+    prefetch: int = 0
+    save_every_s: float = 60.0
+    sheet_every: int = 500
+    log_every: int = 10
+
+    def __post_init__(self) -> None:
+        if self.schedule not in ("wsd", "cosine", "constant"):
+            raise ValueError(f"schedule must be wsd, cosine or constant, not {self.schedule!r}")
+        if self.steps is None and (self.minutes is None or self.schedule == "cosine"):
+            raise ValueError("a run needs steps, or minutes with a schedule that is not cosine")
+
+    def optim(self) -> OptimConfig:
+        return OptimConfig(
+            lr=self.lr,
+            muon_lr=self.muon_lr,
+            betas=self.betas,
+            weight_decay=self.weight_decay,
+            not_hidden=self.not_hidden,
+        )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What `run` returns: `finished` is False when a signal ended it before its time."""
+
+    model: nn.Module
+    ema: nn.Module
+    step: int
+    finished: bool
+
+
+def rate_factor(config: LoopConfig, position: Position) -> float:
+    """Learning rate at this position as a part of its peak, in [final, 1]."""
+    step, final = position.step, config.final
+    warm = min(1.0, (step + 1) / max(config.warmup, 1))
+    if config.schedule == "cosine":
+        assert config.steps is not None
+        part = min(1.0, step / max(config.steps, 1))
+        return warm * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * part)))
+    begin, length = decay_window(config, position)
+    if config.schedule == "constant" or begin is None or step < begin:
+        return warm
+    part = min(1.0, (step - begin + 1) / max(length, 1))
+    return warm * (1 - (1 - final) * part)
+
+
+def decay_window(config: LoopConfig, position: Position) -> tuple[int | None, int]:
+    """(first step of the decay, its length): as asked for during the run, else from the plan."""
+    if position.decay_start is not None:
+        return position.decay_start, position.decay_steps
+    if config.steps is None:
+        return None, 0
+    length = max(1, round(config.steps * config.decay_fraction))
+    return config.steps - length, length
+
+
+def seed_for(seed: int, index: int) -> None:
+    """Torch's global generator as a function of (run, batch): the whole random state of a run."""
+    torch.manual_seed((seed * 1_000_003 + index * 7_919 + 17) % (2**63))
+
+
+class _Batches(Dataset[Any]):
+    """`batch_fn` with its randomness pinned to the index, for the loop and its workers alike."""
+
+    def __init__(self, batch_fn: BatchFn, seed: int) -> None:
+        self.batch_fn = batch_fn
+        self.seed = seed
+
+    def __getitem__(self, index: int) -> Any:
+        seed_for(self.seed, index)
+        return self.batch_fn(index)
+
+
+@dataclass(frozen=True)
+class _Indices:
+    """This process's batch indices from an update on, without end."""
+
+    step: int
+    accumulate: int
+    group: Group
+
+    def __iter__(self) -> Iterator[int]:
+        step = self.step
+        while True:
+            for micro in range(self.accumulate):
+                yield (step * self.accumulate + micro) * self.group.size + self.group.rank
+            step += 1
+
+
+def _batches(config: LoopConfig, batch_fn: BatchFn, step: int, group: Group) -> Iterator[Any]:
+    """(index, batch) pairs; with `prefetch`, made in worker processes in the same order."""
+    source = _Batches(batch_fn, config.seed)
+    indices = _Indices(step, config.accumulate, group)
+    if not config.prefetch:
+        for index in indices:
+            yield index, source[index]
+    loader: DataLoader[Any] = DataLoader(
+        source,
+        batch_size=None,
+        sampler=indices,  # type: ignore[arg-type]
+        num_workers=config.prefetch,
+        prefetch_factor=4,
+    )
+    yield from zip(indices, loader, strict=True)
+
+
+class _Stop:
+    """SIGTERM and SIGINT become a flag while a run is on; the old handlers return after it."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.old: dict[int, Any] = {}
+
+    def __enter__(self) -> _Stop:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self.old[number] = signal.signal(number, self._ask)
+        return self
+
+    def _ask(self, number: int, frame: object) -> None:
+        self.asked = True
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self.old.items():
+            signal.signal(number, handler)
+
+
+@dataclass
+class _Run:
+    """The parts of a run in progress, so that its phases can be functions of their own."""
+
+    config: LoopConfig
+    folder: Path
+    state: TrainState
+    group: Group
+    report: Report
+    saved_at: float = 0.0
+    skipped: int = 0
+
+    @property
+    def state_file(self) -> Path:
+        return self.folder / "state" / "train.safetensors"
+
+    def save(self) -> None:
+        if self.group.is_first:
+            self.report.flush()
+            self.state.save(self.state_file)
+        self.saved_at = time.monotonic()
+
+
+def update(run: _Run, batches: Iterator[Any], loss_fn: LossFn) -> dict[str, float]:
+    """One optimizer step over `accumulate` batches on each process; means of what the loss says."""
+    config, state = run.config, run.state
+    values: dict[str, Tensor] = {}
+    state.optimizer.zero_grad()
+    for _ in range(config.accumulate):
+        index, batch = next(batches)
+        seed_for(config.seed, index)
+        with torch.autocast(config.device, torch.bfloat16, enabled=config.bf16):
+            parts = loss_fn(state.model, batch)
+        (parts["loss"] / config.accumulate).backward()
+        for name, value in parts.items():
+            share = value.detach().float().mean() / config.accumulate
+            values[name] = values[name] + share if name in values else share
+    parameters = state.optimizer.parameters()
+    _same_gradients(run, parameters, values)
+    norm = torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip or float("inf"))
+    factor = rate_factor(config, state.position)
+    if _is_usable(run, norm):
+        state.optimizer.step(factor)
+    state.position.step += 1
+    state.update_ema(config.ema)
+    scalars = {name: float(value) for name, value in values.items()}
+    return scalars | {"grad_norm": float(norm), "rate": factor}
+
+
+def _same_gradients(run: _Run, parameters: list[Tensor], values: dict[str, Tensor]) -> None:
+    if run.group.size == 1:
+        return
+    for parameter in parameters:  # a branch that one process's batch did not touch still counts
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    grads = [p.grad for p in parameters if p.grad is not None]
+    run.group.average_(grads + list(values.values()))
+
+
+def _is_usable(run: _Run, norm: Tensor) -> bool:
+    """A step with an infinite gradient is left out; twenty in a row mean that the run is lost."""
+    if torch.isfinite(norm):
+        run.skipped = 0
+        return True
+    run.skipped += 1
+    if run.skipped >= 20:
+        raise FloatingPointError(f"{run.config.name}: no finite gradient for 20 steps")
+    return False
+
+
+def _plan_end(run: _Run, num_done: int, elapsed_s: float) -> None:
+    """Start the final decay on request, or when the rest of the time budget is just its length."""
+    config, position = run.config, run.state.position
+    if position.decay_start is not None or config.schedule != "wsd":
+        return
+    request = run.folder / "decay"
+    if request.exists():
+        position.decay_start = position.step
+        position.decay_steps = max(1, round(position.step * config.decay_fraction))
+        return
+    if config.minutes is None or config.steps is not None or num_done < 3:
+        return
+    budget_s = 60 * config.minutes
+    left_s = budget_s - position.elapsed_s
+    if left_s <= config.decay_fraction * budget_s:
+        position.decay_start = position.step
+        position.decay_steps = max(1, int(left_s / (elapsed_s / num_done)))
+
+
+def _is_over(run: _Run) -> bool:
+    config, position = run.config, run.state.position
+    if config.minutes is not None and position.elapsed_s >= 60 * config.minutes:
+        return True
+    if position.decay_start is not None:
+        return position.step >= position.decay_start + position.decay_steps
+    return config.steps is not None and position.step >= config.steps
+
+
+def _agree(run: _Run, stop: bool) -> bool:
+    """All processes take the first one's clock, decay and wish to stop; returns the wish."""
+    position = run.state.position
+    start = -1.0 if position.decay_start is None else float(position.decay_start)
+    told = [float(stop), position.elapsed_s, start, float(position.decay_steps)]
+    stop_, elapsed_s, start, length = run.group.from_first(told)
+    position.elapsed_s = elapsed_s
+    position.decay_start = None if start < 0 else int(start)
+    position.decay_steps = int(length)
+    return bool(stop_)
+
+
+def _reopen(run: _Run) -> None:
+    """A run whose decay was finished, started again with more steps: back to the full rate."""
+    position, steps = run.state.position, run.config.steps
+    if position.decay_start is None or steps is None:
+        return
+    ended = position.step >= position.decay_start + position.decay_steps
+    if ended and steps > position.step:
+        (run.folder / "decay").unlink(missing_ok=True)
+        run.state.position = replace(position, decay_start=None, decay_steps=0)
+
+
+def _begin(config: LoopConfig, model: nn.Module, folder: Path) -> _Run:
+    state = TrainState.begin(model.to(config.device), config.optim())
+    group = current()
+    run = _Run(config, folder, state, group, Report(folder, config.name, group.is_first))
+    if state.resume(run.state_file):
+        _reopen(run)
+    group.same_weights_(tensor.detach() for tensor in model.parameters())
+    run.report.begin(state.position.step, config.steps)
+    run.saved_at = time.monotonic()
+    return run
+
+
+def _look(run: _Run, sheet_fn: SheetFn | None, eval_fn: EvalFn | None) -> None:
+    """Sheet, evaluation and curves from the EMA model; only the first process looks."""
+    if not run.group.is_first:
+        return
+    step = run.state.position.step
+    with torch.no_grad():
+        if eval_fn is not None:
+            run.report.note(step, eval_fn(run.state.ema))
+        if sheet_fn is not None:
+            path = run.folder / "sheets" / f"step_{step:06d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            sheet_fn(run.state.ema, path)
+    run.report.draw()
+
+
+def _steps(
+    run: _Run, loss_fn: LossFn, batch_fn: BatchFn, look: Callable[[], None], stop: _Stop
+) -> bool:
+    """Updates until the end or a stop; True when the run came to its end."""
+    config, position = run.config, run.state.position
+    batches = _batches(config, batch_fn, position.step, run.group)
+    num_done, spent_s, mark = 0, 0.0, time.monotonic()
+    while not _is_over(run):
+        begun = time.monotonic()
+        run.state.model.train()
+        values = update(run, batches, loss_fn)
+        now = time.monotonic()
+        took_s = now - begun
+        # The budget counts saves, sheets and waiting for batches too: it is the wall's clock.
+        num_done, spent_s = num_done + 1, spent_s + now - mark
+        position.elapsed_s += now - mark
+        mark = now
+        _plan_end(run, num_done, spent_s)
+        stopping = _agree(run, stop.asked)
+        run.report.add(position.step, values, took_s, config.log_every, _left(run))
+        if config.sheet_every and position.step % config.sheet_every == 0:
+            look()
+        if stopping:
+            return False
+        if time.monotonic() - run.saved_at >= config.save_every_s:
+            run.save()
+    return True
+
+
+def _left(run: _Run) -> int | None:
+    """Updates still to come, as far as it is known."""
+    begin, length = decay_window(run.config, run.state.position)
+    if run.config.schedule == "wsd" and begin is not None:
+        return begin + length - run.state.position.step
+    return None if run.config.steps is None else run.config.steps - run.state.position.step
+
+
+def run(
+    config: LoopConfig,
+    model: nn.Module,
+    loss_fn: LossFn,
+    batch_fn: BatchFn,
+    *,
+    sheet_fn: SheetFn | None = None,
+    eval_fn: EvalFn | None = None,
+    export_fn: ExportFn | None = None,
+    folder: Path | None = None,
+) -> Outcome:
+    """Train `model` in place; the same call after any interruption continues it.
+
+    loss_fn(model, batch) -> {"loss": scalar, …}; every entry is logged.
+    batch_fn(index) -> batch, a function of the index (torch's generator is seeded before it).
+    sheet_fn(ema_model, path.png), eval_fn(ema_model) -> numbers: every `sheet_every` updates.
+    export_fn(ema_model, folder): after every end, of its own accord or by a signal.
+    folder: default runs/<name>; holds state/, sheets/, log.jsonl, curves.png.
+    """
+    begun = _begin(config, model, folder or Path("runs") / config.name)
+    with _Stop() as stop, begun.report:
+        finished = _steps(
+            begun, loss_fn, batch_fn, lambda: _look(begun, sheet_fn, eval_fn), stop
+        )
+        begun.save()
+        if finished:
+            _look(begun, sheet_fn, eval_fn)
+    if export_fn is not None and begun.group.is_first:
+        with torch.no_grad():
+            export_fn(begun.state.ema, begun.folder)
+    return Outcome(model, begun.state.ema, begun.state.position.step, finished)
