@@ -15,11 +15,12 @@ no subjects its branch is not computed at all: the model then is plain Wan, bit 
 initialisation, where the value projections are zero.
 
 Parameters carry the names of the upstream files (Wan-Video/Wan2.1 `wan/modules/model.py`), so those
-load strictly; what the stream adds is named in `stream_parameters`.
+load strictly; what the stream adds begins with one of
+`STREAM_PARAMETERS`.
 """
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -130,31 +131,25 @@ class Rope(nn.Module):
             rates = 1.0 / torch.pow(10000.0, torch.arange(0, width, 2, dtype=torch.float64) / width)
             angles.append(torch.outer(torch.arange(ROPE_POSITIONS, dtype=torch.float64), rates))
         turns = torch.cat(angles, dim=1)
-        self.register_buffer("cos", turns.cos().float(), persistent=False)
-        self.register_buffer("sin", turns.sin().float(), persistent=False)
+        self.register_buffer("turns", torch.stack([turns.cos(), turns.sin()]).float(), False)
 
-    def at(self, frames: int, height: int, width: int, first: int = 0) -> tuple[Tensor, Tensor]:
-        """cos and sin, [frames * height * width, D / 2] each; time counts from `first`."""
-        split = [w // 2 for w in self.widths]
-        return self._grid(self.cos.split(split, dim=1), frames, height, width, first), self._grid(
-            self.sin.split(split, dim=1), frames, height, width, first
-        )
-
-    @staticmethod
-    def _grid(axes: tuple[Tensor, ...], f: int, h: int, w: int, first: int) -> Tensor:
-        time, row, column = axes
+    def at(self, f: int, h: int, w: int, first: int = 0) -> tuple[Tensor, Tensor]:
+        """cos and sin for f frames from number `first`, [f * h * w, D / 2] each."""
+        split = [width // 2 for width in self.widths]
+        time, row, column = torch.split(cast(Tensor, self.turns), split, dim=2)
         parts = [
-            time[first : first + f].view(f, 1, 1, -1).expand(f, h, w, -1),
-            row[:h].view(1, h, 1, -1).expand(f, h, w, -1),
-            column[:w].view(1, 1, w, -1).expand(f, h, w, -1),
+            time[:, first : first + f].view(2, f, 1, 1, -1).expand(2, f, h, w, -1),
+            row[:, :h].view(2, 1, h, 1, -1).expand(2, f, h, w, -1),
+            column[:, :w].view(2, 1, 1, w, -1).expand(2, f, h, w, -1),
         ]
-        return torch.cat(parts, dim=-1).reshape(f * h * w, -1)
+        cos, sin = torch.cat(parts, dim=-1).reshape(2, f * h * w, -1)
+        return cos, sin
 
 
 def rotate(x_BLND: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     """Turns each pair (x[2i], x[2i + 1]) by its position's angle, in fp32."""
     cos, sin = (turn[None, :, None, :] for turn in rope)
-    even, odd = x_BLND.float().unflatten(-1, (-1, 2)).unbind(-1)
+    even, odd = x_BLND[..., ::2].float(), x_BLND[..., 1::2].float()
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
 
 
@@ -176,13 +171,16 @@ class Attention(nn.Module):
         self.norm_k = RMSNorm(inner)
 
     def query(self, x_BLM: Tensor) -> Tensor:
-        return self.norm_q(self.q(x_BLM)).unflatten(-1, (self.num_heads, -1))
+        return self._heads(self.norm_q(self.q(x_BLM)))
 
     def key(self, x_BLM: Tensor) -> Tensor:
-        return self.norm_k(self.k(x_BLM)).unflatten(-1, (self.num_heads, -1))
+        return self._heads(self.norm_k(self.k(x_BLM)))
 
     def value(self, x_BLM: Tensor) -> Tensor:
-        return self.v(x_BLM).unflatten(-1, (self.num_heads, -1))
+        return self._heads(self.v(x_BLM))
+
+    def _heads(self, x_BLM: Tensor) -> Tensor:
+        return x_BLM.view(*x_BLM.shape[:2], self.num_heads, -1)
 
 
 class Block(nn.Module):
@@ -233,7 +231,8 @@ class Block(nn.Module):
         x_BLM = x_BLM + self.cross_attn.o(y).float()
 
         y = self.ffn(self._match(self.norm2(x_BLM) * (1 + scale2) + shift2))
-        return x_BLM + y.float() * gate2
+        x_BLM = x_BLM + y.float() * gate2
+        return x_BLM
 
     def _match(self, x: Tensor) -> Tensor:
         """fp32 in, the weights' own precision out (autocast has its own mind afterwards)."""
@@ -302,7 +301,8 @@ class SubjectBlock(nn.Module):
         if self.config.inter == "joint" or (self.config.inter == "gated" and not alone):
             f_BSPM = f_BSPM + self._between(self._match(self.norm2(f_BSPM)), subject_mask_BS)
         if self.config.subject_ffn_dim:
-            f_BSPM = f_BSPM + self.ffn(self._match(self.norm3(f_BSPM))).float()
+            y = self.ffn(self._match(self.norm3(f_BSPM)))
+            f_BSPM = f_BSPM + y.float()
         return f_BSPM
 
     def key_value(
@@ -318,15 +318,15 @@ class SubjectBlock(nn.Module):
         seen = self._match(self.norm(seen))
         if not self.config.cross_modal:
             return block.cross_attn.key(seen), block.cross_attn.value(seen)
-        heads = (self.config.num_heads, -1)
-        return self.norm_k(self.k(seen)).unflatten(-1, heads), self.v(seen).unflatten(-1, heads)
+        shape = (*seen.shape[:2], self.config.num_heads, -1)
+        return self.norm_k(self.k(seen)).view(shape), self.v(seen).view(shape)
 
     def _within(self, f_BSPM: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
         num_subjects = f_BSPM.shape[1]
         f = f_BSPM.flatten(0, 1)
         q, k = rotate(self.intra.query(f), rope), rotate(self.intra.key(f), rope)
-        y = self.intra.o(attention(q, KV(k, self.intra.value(f))))
-        return y.float().unflatten(0, (-1, num_subjects))
+        y: Tensor = self.intra.o(attention(q, KV(k, self.intra.value(f))))
+        return y.float().view(-1, num_subjects, *y.shape[1:])
 
     def _between(self, f_BSPM: Tensor, subject_mask_BS: Tensor | None) -> Tensor:
         """Stage 2. A subject without company gets exactly zero."""
@@ -339,7 +339,7 @@ class SubjectBlock(nn.Module):
         mask = mask.reshape(num_batch, 1, num_subjects * num_tokens, -1)
         f = f_BSPM.flatten(1, 2)
         y = attention(self.inter.query(f), KV(self.inter.key(f), self.inter.value(f), mask))
-        y = self.inter.o(y).unflatten(1, (num_subjects, -1)).float()
+        y = self.inter.o(y).view(f_BSPM.shape).float()
         if self.config.inter == "gated":
             y = y * torch.sigmoid(self.gate(f_BSPM).float())
         return torch.where(company_BS[:, :, None, None], y, torch.zeros_like(y))
@@ -431,10 +431,10 @@ class WanDiT(nn.Module):
 
     def text_kv(self, text_BTM: Tensor) -> tuple[KV, ...]:
         """K and V of the prompt for every block."""
-        context = self.text_embedding(text_BTM.to(self.text_embedding[0].weight.dtype))
+        context = self.text_embedding(text_BTM.to(self.head.head.weight.dtype))
         return tuple(
             KV(block.cross_attn.key(context), block.cross_attn.value(context))
-            for block in self.blocks
+            for block in cast(list[Block], self.blocks)
         )
 
     def subject_stream(
@@ -449,29 +449,26 @@ class WanDiT(nn.Module):
         """Runs the identity stream. The arguments are the fields of `SubjectInputs`."""
         f_BSPM, grid = self._reference_tokens(refs_BSCHW, tags_BSM, slots_BS)
         vlm_BVM = self._vlm_tokens(vlm_BVM)
-        num_tokens = grid[1] * grid[2]
-        present_B = None if subject_mask_BS is None else subject_mask_BS.any(-1)
-        token_mask_BR = (
-            None
-            if subject_mask_BS is None
-            else subject_mask_BS.repeat_interleave(num_tokens, dim=1)
-        )
+        present_B, token_mask_BR = None, None
+        if subject_mask_BS is not None:
+            present_B = subject_mask_BS.any(-1)
+            token_mask_BR = subject_mask_BS.repeat_interleave(grid[1] * grid[2], dim=1)
         if self.config.layout == "concat":
-            layers = self._vlm_kv(vlm_BVM, _hide_absent(vlm_mask_BV, vlm_BVM, present_B))
-            tokens = f_BSPM.flatten(1, 2)
-            return SubjectKV(layers, present_B, tokens, token_mask_BR, grid)
+            vlm = self._vlm_kv(vlm_BVM, _hide_absent(vlm_mask_BV, vlm_BVM, present_B))
+            return SubjectKV(vlm, present_B, f_BSPM.flatten(1, 2), token_mask_BR, grid)
         mask_BK = _join_masks(f_BSPM.flatten(1, 2), token_mask_BR, vlm_BVM, vlm_mask_BV)
-        if mask_BK is not None and present_B is not None and self.config.cross_modal:
-            # A softmax over nothing is undefined: rows without subjects see all, and drop it.
-            mask_BK = mask_BK | ~present_B[:, None]
-        elif mask_BK is not None and present_B is not None:
-            mask_BK = mask_BK & present_B[:, None]
+        if mask_BK is not None and present_B is not None:
+            # A softmax over nothing is undefined: rows without subjects see all, and drop it. In
+            # the text's softmax they need not.
+            here = present_B[:, None]
+            mask_BK = mask_BK | ~here if self.config.cross_modal else mask_BK & here
         rope = self.rope.at(1, *grid[1:])
-        layers_kv = []
+        layers = []
         for block, subject_block in zip(self.blocks, self.subject_blocks, strict=False):
             f_BSPM = subject_block(f_BSPM, rope, subject_mask_BS)
-            layers_kv.append(KV(*subject_block.key_value(f_BSPM, vlm_BVM, block), mask_BK))
-        return SubjectKV(tuple(layers_kv), present_B)
+            k, v = cast(SubjectBlock, subject_block).key_value(f_BSPM, vlm_BVM, cast(Block, block))
+            layers.append(KV(k, v, mask_BK))
+        return SubjectKV(tuple(layers), present_B)
 
     def denoise(self, x_BCFHW: Tensor, t_B: Tensor, condition: Condition) -> Tensor:
         """The velocity at x_t, given what `condition` computed."""
@@ -484,16 +481,11 @@ class WanDiT(nn.Module):
         if subjects is not None and subjects.tokens_BRM is not None:
             x_BLM, rope, mask_BL = self._append(x_BLM, rope, subjects, first=grid[0])
         for index, block in enumerate(self.blocks):
-            has_subject = subjects is not None and index < len(subjects.layers)
-            x_BLM = block(
-                x_BLM,
-                e_B6M,
-                rope,
-                mask_BL,
-                condition.text[index],
-                subjects.layers[index] if has_subject else None,
-                subjects.present_B if has_subject else None,
-            )
+            subject, present_B = None, None
+            if subjects is not None and index < len(subjects.layers):
+                subject, present_B = subjects.layers[index], subjects.present_B
+            text = condition.text[index]
+            x_BLM = block(x_BLM, e_B6M, rope, mask_BL, text, subject, present_B)
         return self._unpatch(self.head(x_BLM[:, :num_video], e_BM), grid)
 
     def _time(self, t_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -505,8 +497,8 @@ class WanDiT(nn.Module):
         angles = torch.outer(t_B.double() * 1000, rates)
         waves = torch.cat([angles.cos(), angles.sin()], dim=1)
         with torch.autocast(t_B.device.type, enabled=False):
-            e_BM = self.time_embedding(waves.to(self.time_embedding[0].weight.dtype))
-            return e_BM, self.time_projection(e_BM).unflatten(1, (6, -1))
+            e_BM = self.time_embedding(waves.to(self.head.head.weight.dtype))
+            return e_BM, self.time_projection(e_BM).view(len(e_BM), 6, -1)
 
     def _reference_tokens(
         self, refs_BSCHW: Tensor, tags_BSM: Tensor, slots_BS: Tensor | None
@@ -515,10 +507,10 @@ class WanDiT(nn.Module):
         num_subjects = refs_BSCHW.shape[1]
         refs = refs_BSCHW.flatten(0, 1).to(self.patch_embedding.weight.dtype)
         patches = self.patch_embedding(refs[:, :, None])
-        f_BSPM = patches.flatten(2).transpose(1, 2).float().unflatten(0, (-1, num_subjects))
-        if slots_BS is None:
-            slots = self.slot_embedding[:num_subjects][None]
-        else:
+        f_BSPM = patches.flatten(2).transpose(1, 2).float()
+        f_BSPM = f_BSPM.view(-1, num_subjects, *f_BSPM.shape[1:])
+        slots = self.slot_embedding[:num_subjects][None]
+        if slots_BS is not None:
             slots = self.slot_embedding[slots_BS]
         f_BSPM = f_BSPM + slots[:, :, None].float()
         if self.config.tag:
@@ -530,7 +522,8 @@ class WanDiT(nn.Module):
         if vlm_BVM is None or not self.config.use_vlm:
             return None
         normed = self.vlm_projection[0](vlm_BVM)
-        return self.vlm_projection[1:](normed.to(self.vlm_projection[1].weight.dtype))
+        projected: Tensor = self.vlm_projection[1:](normed.to(self.head.head.weight.dtype))
+        return projected
 
     def _vlm_kv(self, vlm_BVM: Tensor | None, mask_BV: Tensor | None) -> tuple[KV, ...]:
         """VLM tokens through the text's own projections (layout "concat")."""
@@ -538,7 +531,7 @@ class WanDiT(nn.Module):
             return ()
         return tuple(
             KV(block.cross_attn.key(vlm_BVM), block.cross_attn.value(vlm_BVM), mask_BV)
-            for block in self.blocks
+            for block in cast(list[Block], self.blocks)
         )
 
     def _append(
@@ -552,7 +545,7 @@ class WanDiT(nn.Module):
         return torch.cat([x_BLM, subjects.tokens_BRM.float()], dim=1), rope, mask
 
     def _unpatch(self, y_BLM: Tensor, grid: tuple[int, ...]) -> Tensor:
-        y = y_BLM.unflatten(-1, (*self.config.patch, -1)).unflatten(1, tuple(grid))
+        y = y_BLM.view(len(y_BLM), *grid, *self.config.patch, -1)
         y = torch.einsum("bfhwpqrc->bcfphqwr", y)
         return y.flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
@@ -563,15 +556,13 @@ class WanDiT(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
         nn.init.xavier_uniform_(self.patch_embedding.weight.flatten(1))
-        for part in (self.text_embedding, self.time_embedding):
-            nn.init.normal_(part[0].weight, std=0.02)
-            nn.init.normal_(part[2].weight, std=0.02)
+        for module in (*self.text_embedding, *self.time_embedding):
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.02)
         nn.init.zeros_(self.head.head.weight)
         for name, parameter in self.named_parameters():
-            silent = name.startswith("tag_projection") or (
-                name.startswith("subject_blocks") and name.split(".")[2] == "v"
-            )
-            if silent:
+            path = name.split(".")
+            if path[0] == "tag_projection" or (path[0] == "subject_blocks" and path[2] == "v"):
                 nn.init.zeros_(parameter)
 
 

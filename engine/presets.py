@@ -55,12 +55,12 @@ class VAEConfig:
     @property
     def spatial_factor(self) -> int:
         """Pixels per latent cell along height and width."""
-        return 2 ** (len(self.dim_mult) - 1)
+        return int(2 ** (len(self.dim_mult) - 1))
 
     @property
     def temporal_factor(self) -> int:
         """Frames per latent frame, after the first."""
-        return 2 ** sum(self.temperal_downsample)
+        return int(2 ** sum(self.temperal_downsample))
 
 
 @dataclass(frozen=True)
@@ -176,10 +176,10 @@ MINIATURE = Preset(
         is_residual=True,
     ),
     text=TextConfig(
-        vocab_size=512, d_model=128, num_layers=4, num_heads=4, d_kv=32, d_ff=256, text_len=64
+        vocab_size=768, d_model=128, num_layers=4, num_heads=4, d_kv=32, d_ff=256, text_len=64
     ),
     vlm=VLMConfig(
-        vocab_size=512,
+        vocab_size=768,
         hidden_size=128,
         num_layers=4,
         num_heads=4,

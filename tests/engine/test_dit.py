@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
-from tests.engine.conftest import TOY, random_dit, random_inputs
 
 from engine.dit import SubjectInputs, WanDiT
 from engine.presets import WAN_1_3B, WAN_14B
+from tests.engine.conftest import TOY, random_dit, random_inputs
 
 PLAIN = replace(TOY, subject_layers=0)
 
@@ -181,7 +181,9 @@ def test_masked_subjects_leave_no_trace(layout, inter):
     """A padded slot may hold anything: the result is that of the request without it."""
     model, given = random_dit(replace(TOY, layout=layout, inter=inter)), random_inputs()
     subjects = given["subjects"]
-    two = SubjectInputs(subjects.refs_BSCHW[:, :2], subjects.tags_BSM[:, :2], None, subjects.vlm_BVM)
+    two = SubjectInputs(
+        subjects.refs_BSCHW[:, :2], subjects.tags_BSM[:, :2], None, subjects.vlm_BVM
+    )
     padded = subjects._replace(
         subject_mask_BS=torch.tensor([[True, True, False]]),
         refs_BSCHW=torch.cat([subjects.refs_BSCHW[:, :2], torch.full((1, 1, 16, 4, 4), 50.0)], 1),
@@ -202,7 +204,9 @@ def test_stage_one_stays_within_a_subject():
     changed = subjects.refs_BSCHW.clone()
     changed[:, 1] += 1
     before = model.subject_stream(*subjects).layers[-1].v_BKND.flatten(2)
-    after = model.subject_stream(*subjects._replace(refs_BSCHW=changed)).layers[-1].v_BKND.flatten(2)
+    after = (
+        model.subject_stream(*subjects._replace(refs_BSCHW=changed)).layers[-1].v_BKND.flatten(2)
+    )
     moved = (before - after).abs().amax(-1)[0]
     assert moved[:4].max() == 0 and moved[8:].max() == 0
     assert moved[4:8].min() > 0

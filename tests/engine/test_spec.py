@@ -1,0 +1,127 @@
+"""Requests: what is refused, by which field, and how names bind to the prompt."""
+
+from dataclasses import replace
+
+import pytest
+from PIL import Image
+
+from engine.errors import SpecError
+from engine.presets import MINIATURE
+from engine.spec import Guidance, Reference, Spec, spans, text_of
+
+GOOD = Spec.of(MINIATURE, "@anna waves to @bob", ("anna", "bob"))
+
+
+def test_the_presets_defaults_are_a_good_request():
+    GOOD.validate(MINIATURE.limits)
+    assert (GOOD.width, GOOD.height, GOOD.num_frames) == (96, 64, 17)
+
+
+@pytest.mark.parametrize(
+    ("field", "change"),
+    [
+        ("prompt", {"prompt": ""}),
+        ("prompt", {"prompt": " \n"}),
+        ("prompt", {"prompt": None}),
+        ("prompt", {"prompt": "@anna @bob " + "x" * 3000}),
+        ("prompt", {"prompt": "@anna waves"}),
+        ("prompt", {"prompt": "@anna @bob @carl"}),
+        ("negative_prompt", {"negative_prompt": 3}),
+        ("subjects", {"names": ("anna", "bob", "c", "d", "e")}),
+        ("subjects", {"names": ("anna", "anna")}),
+        ("subjects", {"names": ("anna", "b b")}),
+        ("subjects", {"names": ("anna", "")}),
+        ("width", {"width": 97}),
+        ("width", {"width": 0}),
+        ("width", {"width": -96}),
+        ("width", {"width": 10**5000}),
+        ("height", {"height": 64.0}),
+        ("height", {"height": "64"}),
+        ("height", {"height": True}),
+        ("num_frames", {"num_frames": 16}),
+        ("num_frames", {"num_frames": 1}),
+        ("num_frames", {"num_frames": 1001}),
+        ("fps", {"fps": 0}),
+        ("steps", {"steps": 0}),
+        ("steps", {"steps": 10**9}),
+        ("seed", {"seed": -1}),
+        ("seed", {"seed": 2**64}),
+        ("solver", {"solver": "magic"}),
+        ("guidance.mode", {"guidance": Guidance(mode="triple")}),
+        ("guidance.scale", {"guidance": Guidance(scale=float("nan"))}),
+        ("guidance.scale", {"guidance": Guidance(scale=float("inf"))}),
+        ("guidance.text_scale", {"guidance": Guidance(text_scale=-1)}),
+        ("guidance.interval", {"guidance": Guidance(interval=(0.9, 0.1))}),
+        ("guidance.interval", {"guidance": Guidance(interval=(0.0, 2.0))}),
+    ],
+    ids=lambda value: str(value)[:40] if isinstance(value, str) else "",
+)
+def test_refuses_and_names_the_field(field, change):
+    with pytest.raises(SpecError) as caught:
+        replace(GOOD, **change).validate(MINIATURE.limits)
+    assert caught.value.field == field
+    assert isinstance(caught.value, ValueError)
+
+
+def test_refuses_too_many_pixels():
+    limits = replace(MINIATURE.limits, max_pixels=96 * 64 - 1)
+    with pytest.raises(SpecError, match="pixels"):
+        GOOD.validate(limits)
+
+
+def test_unknown_fields_are_refused():
+    with pytest.raises(SpecError) as caught:
+        Spec.of(MINIATURE, "hello", colour="red")
+    assert caught.value.field == "colour"
+    with pytest.raises(SpecError) as caught:
+        Spec.from_json({**GOOD.to_json(), "colour": "red"})
+    assert caught.value.field == "colour"
+
+
+def test_survives_a_job_record():
+    import json
+
+    spec = replace(GOOD, guidance=Guidance(mode="dual", interval=(0.1, 0.9)), seed=2**53 - 1)
+    assert Spec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+
+
+def test_signs_vanish_and_every_mention_counts():
+    text, places = text_of("@bob and @anna; @bob's hat, anna@bob.org", ("anna", "bob"))
+    assert text == "bob and anna; bob's hat, anna@bob.org"
+    assert [[text[a:b] for a, b in each] for each in places] == [["anna"], ["bob", "bob"]]
+
+
+def test_first_mention_binds():
+    prompt = "@bob, @anna, @bob"
+    assert [prompt[a:b] for a, b in spans(prompt, ("anna", "bob"))] == ["@anna", "@bob"]
+    assert spans(prompt, ("bob",)) == ((0, 4),)
+
+
+def test_names_may_be_of_any_script_and_end_at_punctuation():
+    text, places = text_of("@Æsa: @李雷!", ("李雷", "Æsa"))
+    assert text == "Æsa: 李雷!" and places == (((5, 7),), ((0, 3),))
+
+
+def test_a_longer_name_is_another_name():
+    with pytest.raises(SpecError, match="@annabel"):
+        text_of("@annabel waves", ("anna",))
+
+
+def test_without_subjects_a_prompt_has_no_names():
+    assert text_of("a sunny meadow", ()) == ("a sunny meadow", ())
+
+
+def test_reference_keeps_pixels_and_lays_glass_over_white():
+    image = Image.new("RGBA", (3, 2), (10, 20, 30, 255))
+    image.putpixel((0, 0), (0, 0, 0, 0))
+    reference = Reference.from_image("anna", image)
+    assert reference.rgb[:6] == bytes([255, 255, 255, 10, 20, 30])
+    assert reference.to_image().size == (3, 2)
+    assert replace(reference, name="bob").digest() == reference.digest()
+    assert replace(reference, width=2, height=3).digest() != reference.digest()
+
+
+def test_reference_of_the_wrong_length_is_refused():
+    with pytest.raises(SpecError) as caught:
+        Reference("anna", 2, 2, b"123")
+    assert caught.value.field == "subjects.anna"
