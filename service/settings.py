@@ -5,7 +5,6 @@ that hosting platforms inject, is understood as well. Nothing else in `service/`
 environment.
 """
 
-from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 from pydantic import AliasChoices, Field, field_validator
@@ -18,44 +17,57 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="TROUPE_", populate_by_name=True, extra="ignore")
 
     redis_url: str = Field(
-        "redis://127.0.0.1:6379/0",
+        default="redis://127.0.0.1:6379/0",
         validation_alias=AliasChoices("TROUPE_REDIS_URL", "REDIS_URL"),
         description="The ledger's Redis: redis://, rediss:// or unix:///path.sock?db=0.",
     )
     broker_url: str | None = Field(
-        None, description="Celery's Redis, same forms as redis_url; none: the ledger's own."
+        default=None, description="Celery's Redis, same forms as redis_url; none: the ledger's own."
     )
-    key_prefix: str = Field("troupe", description="First part of every key in Redis.")
+    key_prefix: str = Field(default="troupe", description="First part of every key in Redis.")
     redis_timeout_s: float = Field(
-        0.8, gt=0, le=30, description="Seconds for one connect or answer; tried twice at most."
+        default=0.8,
+        gt=0,
+        le=30,
+        description="Seconds for one connect or answer; tried twice at most.",
     )
     blobs_url: str = Field(
-        ".troupe/blobs", description="A folder, file:///folder, or s3://bucket/prefix."
+        default=".troupe/blobs", description="A folder, file:///folder, or s3://bucket/prefix."
     )
     s3_endpoint_url: str | None = Field(
-        None, description="URL of an S3-compatible store; none: AWS itself."
-    )
-    model_dir: Path = Field(
-        Path("models/miniature"), description="The checkpoint folder that the workers load."
+        default=None, description="URL of an S3-compatible store; none: AWS itself."
     )
     preset: str = Field(
-        "miniature", description="Name in engine.presets; its limits bound what may be asked."
+        default="miniature",
+        description="Name in engine.presets; its limits bound what may be asked.",
     )
-    max_body_mb: float = Field(64, gt=0, description="Largest request body, MB.")
-    max_picture_mb: float = Field(12, gt=0, description="Largest picture file, MB.")
-    max_picture_mpx: float = Field(25, gt=0, description="Largest picture, millions of pixels.")
-    decode_timeout_s: float = Field(10, gt=0, description="Seconds one picture may take to decode.")
-    decode_children: int = Field(4, ge=1, description="Pictures decoded at the same time.")
-    max_queued: int = Field(1000, ge=0, description="Waiting jobs before new ones are refused.")
+    max_body_mb: float = Field(default=64, gt=0, description="Largest request body, MB.")
+    max_picture_mb: float = Field(default=12, gt=0, description="Largest picture file, MB.")
+    max_picture_mpx: float = Field(
+        default=25, gt=0, description="Largest picture, millions of pixels."
+    )
+    decode_timeout_s: float = Field(
+        default=10, gt=0, description="Seconds one picture may take to decode."
+    )
+    decode_children: int = Field(default=4, ge=1, description="Pictures decoded at the same time.")
+    max_queued: int = Field(
+        default=1000, ge=0, description="Waiting jobs before new ones are refused."
+    )
     lease_s: float = Field(
-        15, gt=0, description="Seconds without a heartbeat after which a worker counts as dead."
+        default=15,
+        gt=0,
+        description="Seconds without a heartbeat after which a worker counts as dead.",
     )
-    max_attempts: int = Field(3, ge=1, description="Starts of one job before it is given up.")
+    max_attempts: int = Field(
+        default=3, ge=1, description="Starts of one job before it is given up."
+    )
     backoff_s: float = Field(
-        2, ge=0, description="Seconds before the second start; doubles with each."
+        default=2, ge=0, description="Seconds before the second start; doubles with each."
     )
     ring_after_s: float = Field(
-        5, gt=0, description="Seconds an idle worker may leave a queued job before a new doorbell."
+        default=5,
+        gt=0,
+        description="Seconds an idle worker may leave a queued job before a new doorbell.",
     )
 
     @field_validator("redis_url", "broker_url")

@@ -9,14 +9,14 @@ A running service is four processes, all with the same environment::
 
 The environment (all optional; `service/settings.py` and `workers/settings.py` list the rest)::
 
-    TROUPE_REDIS_URL   redis://host:6379/0, rediss://… or unix:///path/to.sock   (REDIS_URL works too)
+    TROUPE_REDIS_URL   redis://host:6379/0, rediss://… or unix:///path/to.sock   (or REDIS_URL)
     TROUPE_BLOBS_URL   a folder, file:///folder or s3://bucket/prefix            (.troupe/blobs)
     TROUPE_MODEL_DIR   checkpoint folder                                         (models/miniature)
     TROUPE_PRESET      name in engine.presets                                    (miniature)
 
 Ready when GET /readyz answers 200 (Redis, blobs, and a worker that has loaded its checkpoint);
-until then 503 with the reason of each. To stop: SIGTERM to each. The worker finishes the job in
-hand; a second SIGTERM, or SIGQUIT, hands it back to the queue.
+until then 503 with the reason of each. To stop: SIGTERM to each. SIGTERM lets the worker finish
+the job in hand; SIGQUIT gives it a lease's time and then hands the job back to the queue.
 
 This module, which the parent process imports, must not import torch: CUDA does not survive a
 fork, so the engine is loaded in the child (`workers.boot`).
@@ -53,7 +53,7 @@ def make_app(settings: Settings) -> Celery:
         # pidbox traffic that nothing here needs; liveness is our own heartbeat.
         worker_enable_remote_control=False,
         worker_send_task_events=False,
-        # SIGTERM waits this long for the job in hand, then hands it back.
+        # SIGQUIT waits this long for the job in hand, then hands it back.
         worker_soft_shutdown_timeout=settings.lease_s,
         broker_connection_retry_on_startup=True,
         broker_transport_options={

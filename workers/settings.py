@@ -1,5 +1,7 @@
 """What an operator may set for a worker: the gateway's settings and a few of its own."""
 
+from pathlib import Path
+
 from pydantic import Field
 
 from service.settings import Settings as ServiceSettings
@@ -8,16 +10,27 @@ from service.settings import Settings as ServiceSettings
 class Settings(ServiceSettings):
     """Read from the environment as TROUPE_<NAME>, like the gateway's."""
 
+    model_dir: Path = Field(
+        default=Path("models/miniature"), description="The checkpoint folder to serve."
+    )
     job_limit_s: float = Field(
-        3600, gt=0, description="Seconds one start of a job may run before its process is ended."
+        default=3600,
+        gt=0,
+        description="Seconds one start of a job may run before its process is ended.",
     )
     load_limit_s: float = Field(
-        900, gt=0, description="Seconds a process may take to verify and load its checkpoint."
+        default=900,
+        gt=0,
+        description="Seconds a process may take to verify and load its checkpoint.",
     )
     reload_after_s: float = Field(
-        15, gt=0, description="Seconds between two tries to load a checkpoint that was refused."
+        default=15,
+        gt=0,
+        description="Seconds between two tries to load a checkpoint that was refused.",
     )
     preview_every: int = Field(
-        4, ge=1, description="Denoising steps between two previews that are kept."
+        default=4, ge=1, description="Denoising steps between two previews that are kept."
     )
-    reap_every_s: float = Field(1, gt=0, description="Seconds between two rounds of the reaper.")
+    reap_every_s: float = Field(
+        default=1, gt=0, description="Seconds between two rounds of the reaper."
+    )

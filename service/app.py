@@ -1,0 +1,165 @@
+"""The gateway: `create_app()` builds it, `uvicorn service.app:create_app --factory` serves it.
+
+Nothing happens at import. It imports no tensor library: what it needs of the engine are the
+light modules (`engine.spec`, `engine.presets`, `engine.errors`).
+"""
+
+import logging
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, RedirectResponse
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from engine.presets import PRESETS, Preset
+from service.blobs import open_blobs
+from service.deps import House
+from service.doorbell import Doorbell
+from service.errors import Problem, RequestError, ServiceError, problem
+from service.intake import Intake
+from service.ledger import Ledger, connect
+from service.roster import Roster
+from service.routes import content, health, models, videos
+from service.settings import Settings
+
+log = logging.getLogger(__name__)
+
+STUDIO = Path(__file__).parent / "studio"
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The application. Settings come from the environment unless given.
+
+    Raises:
+        ValueError: a setting that cannot be.
+    """
+    settings = settings or Settings()
+    preset = find_preset(settings.preset)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.house = house = open_house(settings, preset)
+        yield
+        house.intake.close()
+        house.doorbell.close()
+        house.ledger.close()
+
+    app = FastAPI(title="Troupe", version="1", lifespan=lifespan, redirect_slashes=False)
+    for module in (videos, content, models, health):
+        app.include_router(module.router)
+    _show_studio(app)
+    _handle_errors(app)
+    app.add_middleware(Envelope, max_bytes=int(settings.max_body_mb * 1e6))
+    return app
+
+
+def find_preset(name: str) -> Preset:
+    """Raises ValueError with the names there are."""
+    if name not in PRESETS:
+        raise ValueError(f"TROUPE_PRESET={name!r}: must be one of {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def open_house(settings: Settings, preset: Preset) -> House:
+    """The clients. None of them connects before it is used."""
+    client = connect(settings)
+    return House(
+        ledger=Ledger(client, settings),
+        roster=Roster(client, settings),
+        blobs=open_blobs(settings),
+        doorbell=Doorbell(settings),
+        intake=Intake(settings),
+        preset=preset,
+    )
+
+
+def _show_studio(app: FastAPI) -> None:
+    """The web page, where it is installed."""
+    if not (STUDIO / "index.html").is_file():
+        return
+    app.mount("/studio", StaticFiles(directory=STUDIO, html=True), name="studio")
+
+    @app.get("/", include_in_schema=False)
+    async def home() -> RedirectResponse:
+        return RedirectResponse("/studio/")
+
+
+def _answer(request: Request, found: Problem) -> JSONResponse:
+    return JSONResponse(found.body, found.status, headers=found.headers)
+
+
+def _handle_errors(app: FastAPI) -> None:
+    """Every error leaves in OpenAI's shape."""
+
+    @app.exception_handler(ServiceError)
+    async def ours(request: Request, error: ServiceError) -> JSONResponse:
+        return _answer(request, problem(error))
+
+    @app.exception_handler(RequestValidationError)
+    async def wrong_parameter(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        name = str(first["loc"][-1])
+        found = Problem(400, f"{name}: {first['msg']}.", name, "invalid_value")
+        return _answer(request, found)
+
+    @app.exception_handler(HTTPException)
+    async def framework(request: Request, error: HTTPException) -> JSONResponse:
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
+        return _answer(request, Problem(error.status_code, str(error.detail), None, code))
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(request: Request, error: ClientDisconnect) -> JSONResponse:
+        return _answer(request, Problem(400, "The body ended early.", None, "bad_request"))
+
+    @app.exception_handler(Exception)
+    async def bug(request: Request, error: Exception) -> JSONResponse:
+        log.error("unhandled %s on %s", type(error).__name__, request.url.path, exc_info=error)
+        message = "An error of ours; the log has it under this request id."
+        answer = _answer(request, Problem(500, message, None, "internal_error"))
+        # The framework sends this one from outside the Envelope.
+        answer.headers["x-request-id"] = request.state.request_id
+        return answer
+
+
+class Envelope:
+    """Around every request: an id, the body's limit, and headers that every answer carries."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI. Counts the body as it comes, because Content-Length may lie or be missing."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = f"req_{uuid.uuid4().hex}"
+        scope.setdefault("state", {})["request_id"] = request_id
+        seen = 0
+
+        async def counted() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > self._max_bytes:
+                limit = f"{self._max_bytes / 1e6:g} MB"
+                raise RequestError(f"The body is larger than {limit}.", None, "body_too_large", 413)
+            return message
+
+        async def marked(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [
+                    *message.get("headers", []),
+                    (b"x-request-id", request_id.encode()),
+                    (b"x-content-type-options", b"nosniff"),
+                ]
+            await send(message)
+
+        await self._app(scope, counted, marked)

@@ -1,0 +1,67 @@
+"""Which workers are alive, and what each can do: one short-lived key per process in Redis.
+
+`<prefix>workers:<id>` holds a JSON object and expires when its worker stops refreshing it.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import redis
+
+from service.ledger import answering
+from service.settings import Settings
+
+
+@dataclass(frozen=True)
+class WorkerState:
+    """What a worker says of itself. `state`: starting, idle, busy or unhealthy.
+
+    `message` says why it is unhealthy; `digest` is its checkpoint's; `job` the id in hand.
+    """
+
+    id: str
+    state: str
+    message: str = ""
+    preset: str = ""
+    digest: str = ""
+    job: str = ""
+
+    @property
+    def healthy(self) -> bool:
+        """Whether it can take jobs, now or after the one in hand."""
+        return self.state in {"idle", "busy"}
+
+
+class Roster:
+    """Announce and list workers. Raises LedgerDown when Redis does not answer."""
+
+    def __init__(self, client: redis.Redis, settings: Settings) -> None:
+        self._redis = client
+        self._prefix = f"{settings.key_prefix}:workers"
+        self._ttl_ms = int(settings.lease_s * 1000)
+
+    def announce(self, worker: WorkerState) -> None:
+        """Refresh a worker's entry; it vanishes if that stops for a lease's time."""
+        with answering():
+            pipe = self._redis.pipeline()
+            pipe.sadd(self._prefix, worker.id)
+            pipe.set(f"{self._prefix}:{worker.id}", json.dumps(asdict(worker)), px=self._ttl_ms)
+            pipe.execute()
+
+    def leave(self, worker_id: str) -> None:
+        """Take a worker off the list at once."""
+        with answering():
+            self._redis.delete(f"{self._prefix}:{worker_id}")
+            self._redis.srem(self._prefix, worker_id)
+
+    def present(self) -> list[WorkerState]:
+        """The workers that are alive, by id."""
+        with answering():
+            ids = sorted(str(name) for name in self._redis.smembers(self._prefix))
+            keys = [f"{self._prefix}:{name}" for name in ids]
+            values: list[Any] = list(self._redis.mget(keys)) if ids else []
+            gone = [name for name, value in zip(ids, values, strict=True) if value is None]
+            if gone:
+                self._redis.srem(self._prefix, *gone)
+        return [WorkerState(**json.loads(value)) for value in values if value is not None]

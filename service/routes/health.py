@@ -1,0 +1,58 @@
+"""/healthz: the process lives. /readyz: a job sent now would be made, or why not."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import APIRouter, Response
+
+from service.deps import House, TheHouse
+from service.errors import ServiceError
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/healthz")
+async def healthz() -> dict[str, str]:
+    """Always 200 while the process answers; asks nobody."""
+    return {"status": "ok"}
+
+
+@router.get("/readyz")
+def readyz(response: Response, house: TheHouse) -> dict[str, Any]:
+    """200 when Redis, the store and at least one worker are fit; 503 with each reason else."""
+    checks = {
+        "redis": _check(house.ledger.ping),
+        "blobs": _check(house.blobs.check),
+        "workers": _check(lambda: _workers(house)),
+    }
+    ready = all(check["ok"] for check in checks.values())
+    response.status_code = 200 if ready else 503
+    return {"status": "ready" if ready else "not ready", "checks": checks, **_present(house)}
+
+
+def _check(probe: Callable[[], None]) -> dict[str, Any]:
+    try:
+        probe()
+    except ServiceError as error:
+        return {"ok": False, "message": str(error)}
+    return {"ok": True, "message": "ok"}
+
+
+def _workers(house: House) -> None:
+    present = house.roster.present()
+    if not present:
+        raise ServiceError("No worker is alive. Jobs are accepted and wait.")
+    if not any(worker.healthy for worker in present):
+        reasons = sorted({f"{worker.state}: {worker.message}" for worker in present})
+        raise ServiceError(f"No worker can take a job. {'; '.join(reasons)}")
+
+
+def _present(house: House) -> dict[str, Any]:
+    """The workers and the books, where Redis can be asked for them."""
+    try:
+        books = house.ledger.books()
+        workers = [asdict(worker) for worker in house.roster.present()]
+    except ServiceError:
+        return {"workers": []}
+    return {"workers": workers, "books": {**asdict(books), "balanced": books.balanced}}

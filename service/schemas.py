@@ -1,0 +1,274 @@
+"""What may stand in a request and what stands in an answer. `CreateVideo.to_spec` is the only
+way from the wire to the engine's Spec.
+"""
+
+import difflib
+import math
+import re
+import secrets
+import unicodedata
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from engine.errors import SpecError
+from engine.presets import Preset
+from engine.spec import Guidance, Spec
+from service.errors import RequestError
+
+_SIZE = re.compile(r"(\d{1,5})x(\d{1,5})", re.ASCII)
+_WHOLE = re.compile(r"[+-]?\d{1,1000}", re.ASCII)
+
+
+def _whole(value: object) -> int:
+    if isinstance(value, str) and _WHOLE.fullmatch(value.strip()):
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise PydanticCustomError("whole", "must be a whole number such as 17")
+    if abs(value) > 10**18:
+        raise PydanticCustomError("whole", "must be a whole number of sensible size")
+    return value
+
+
+def _real(value: object) -> float:
+    try:
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise ValueError
+        number = float(value)
+        if not math.isfinite(number):
+            raise ValueError
+    except (ValueError, OverflowError) as error:
+        raise PydanticCustomError("real", "must be a number such as 2.5") from error
+    return number
+
+
+def _normal(value: object) -> object:
+    """One spelling per letter, so that é is é in the prompt and in the name."""
+    return unicodedata.normalize("NFC", value) if isinstance(value, str) else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+Real = Annotated[float, BeforeValidator(_real)]
+Text = Annotated[str, BeforeValidator(_normal)]
+
+
+class _Closed(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SubjectIn(_Closed):
+    """One subject: the name that the prompt calls with an at sign, and its picture."""
+
+    name: Text = Field(description="A letter, then up to 31 letters, digits or _")
+    image: str = Field(
+        description="multipart: the file name of an uploaded `images` part;"
+        " JSON: the picture itself as base64 or data: address"
+    )
+
+
+class GuidanceIn(_Closed):
+    """How hard the conditions pull; see engine.spec.Guidance."""
+
+    mode: Literal["single", "dual"] = "single"
+    scale: Real | None = None
+    image_scale: Real | None = None
+    text_scale: Real | None = None
+
+
+def _scale_or_object(value: object) -> object:
+    return {"scale": value} if isinstance(value, int | float | str) else value
+
+
+class CreateVideo(_Closed):
+    """The fields of POST /v1/videos, apart from the pictures."""
+
+    prompt: Text = Field(description='What happens, e.g. "@anna waves at @bob"')
+    subjects: list[SubjectIn] | None = None
+    size: str | None = Field(None, description="WIDTHxHEIGHT in px, e.g. 96x64")
+    seconds: Real | None = Field(None, description="Length; or give num_frames")
+    num_frames: Whole | None = Field(None, description="Length in frames, 4k+1")
+    fps: Whole | None = None
+    seed: Whole | None = Field(None, description="Same seed, same video; default: drawn and told")
+    steps: Whole | None = Field(None, description="Denoising steps")
+    guidance: Annotated[GuidanceIn | None, BeforeValidator(_scale_or_object)] = None
+    negative_prompt: Text | None = None
+    model: str | None = None
+    solver: Literal["euler", "unipc"] | None = None
+
+    @classmethod
+    def parse(cls, fields: dict[str, Any]) -> "CreateVideo":
+        """Raises RequestError for the first field that is wrong, by name."""
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as error:
+            raise _translate(error.errors()[0]) from error
+
+    def to_spec(self, preset: Preset, names: tuple[str, ...]) -> Spec:
+        """The validated Spec.
+
+        Raises:
+            RequestError: a value that this model cannot serve, by the name it had on the wire.
+        """
+        if self.model not in {None, preset.name}:
+            raise RequestError(
+                f"model: {self.model!r:.80} is not served here; use {preset.name!r}.",
+                param="model",
+                code="model_not_found",
+            )
+        try:
+            given = self._given(preset)
+            spec = Spec.of(preset, self.prompt, names, **given)
+            spec.validate(preset.limits)
+        except SpecError as error:
+            raise self._on_the_wire(error) from error
+        return spec
+
+    def _given(self, preset: Preset) -> dict[str, Any]:
+        """Spec fields that this request sets."""
+        given: dict[str, Any] = {"seed": secrets.randbelow(2**32)}
+        for name in ("fps", "seed", "steps", "num_frames", "negative_prompt", "solver"):
+            if (value := getattr(self, name)) is not None:
+                given[name] = value
+        if self.size is not None:
+            given["width"], given["height"] = _sides(self.size)
+        if self.seconds is not None:
+            given["num_frames"] = self._frames(given.get("fps", preset.defaults.fps), preset)
+        if self.guidance is not None:
+            scales = self.guidance.model_dump(exclude_none=True)
+            given["guidance"] = Guidance(**{"scale": preset.defaults.guidance, **scales})
+        return given
+
+    def _frames(self, fps: int, preset: Preset) -> int:
+        """`seconds` as frames: the nearest number of the form 4k+1."""
+        limits = preset.limits
+        if self.num_frames is not None:
+            raise SpecError("seconds", "give seconds or num_frames, not both")
+        assert self.seconds is not None
+        frames = 4 * round((self.seconds * fps - 1) / 4) + 1
+        if self.seconds <= 0 or not limits.min_frames <= frames <= limits.max_frames:
+            low, high = limits.min_frames / max(fps, 1), limits.max_frames / max(fps, 1)
+            raise SpecError(
+                "seconds",
+                f"must lie between {low:g} and {high:g} at {fps} frames a second,"
+                f" got {self.seconds:g}",
+            )
+        return frames
+
+    def _on_the_wire(self, error: SpecError) -> RequestError:
+        """A Spec's width and height came as `size`."""
+        if error.field in {"width", "height"}:
+            return RequestError(f"size: {error.field} {error.message}.", param="size")
+        return RequestError(f"{error}.", param=error.field)
+
+
+def _sides(size: str) -> tuple[int, int]:
+    match = _SIZE.fullmatch(size.strip())
+    if match is None:
+        raise SpecError("size", f"must be WIDTHxHEIGHT such as 96x64, got {size!r:.40}")
+    return int(match[1]), int(match[2])
+
+
+def _translate(error: ErrorDetails) -> RequestError:
+    """Pydantic's error as a sentence that says what would be right."""
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"])
+    param = path.lstrip(".") or None
+    kind, context = error["type"], error.get("ctx", {})
+    if kind == "extra_forbidden":
+        return RequestError(
+            f"{param}: unknown field.{_nearest(str(error['loc'][-1]))}", param, "unknown_field"
+        )
+    if kind == "missing":
+        return RequestError(f"{param}: is required.", param, "missing_field")
+    if kind == "literal_error":
+        return RequestError(f"{param}: must be {context['expected']}.", param)
+    texts = {
+        "string_type": "must be text",
+        "list_type": 'must be a list such as [{"name": "anna", "image": "anna.png"}]',
+        "model_type": "must be a JSON object",
+    }
+    return RequestError(f"{param}: {texts.get(kind, error['msg'])}.", param)
+
+
+def _nearest(name: str) -> str:
+    known = [*CreateVideo.model_fields, "images", "input_reference"]
+    near = difflib.get_close_matches(name, known, 1)
+    return f" Did you mean {near[0]!r}?" if near else f" Known fields: {', '.join(known)}."
+
+
+class VideoError(BaseModel):
+    """Why a job failed."""
+
+    code: str
+    message: str
+
+
+class SubjectOut(BaseModel):
+    """A subject of a job; `reference` is the path of its picture as the engine sees it."""
+
+    name: str
+    reference: str
+
+
+class Timings(BaseModel):
+    """Seconds spent, as far as known."""
+
+    queued_s: float | None = None
+    encode_s: float | None = None
+    denoise_s: float | None = None
+    decode_s: float | None = None
+    store_s: float | None = None
+    total_s: float | None = None
+
+
+class Video(BaseModel):
+    """OpenAI's Video object, and what we add below `error`. Times in s since 1970."""
+
+    id: str
+    object: Literal["video"] = "video"
+    model: str
+    status: Literal["queued", "in_progress", "completed", "failed"]
+    progress: int
+    created_at: int
+    completed_at: int | None = None
+    expires_at: int | None = None
+    prompt: str
+    remixed_from_video_id: str | None = None
+    seconds: str
+    size: str
+    error: VideoError | None = None
+    stage: str
+    step: int | None = None
+    queue_position: int | None = Field(None, description="0: next; null: not waiting")
+    eta_s: float | None = Field(None, description="Seconds until it is done, by the last jobs")
+    attempts: int
+    subjects: list[SubjectOut]
+    preview: str | None = Field(None, description="Path of the latest preview picture")
+    warnings: list[str]
+    timings: Timings
+    model_digest: str | None = None
+    num_frames: int
+    fps: int
+    seed: int
+    steps: int
+    solver: str
+    guidance: dict[str, Any]
+    negative_prompt: str
+
+
+class VideoPage(BaseModel):
+    """One page of a listing."""
+
+    object: Literal["list"] = "list"
+    data: list[Video]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class VideoDeleted(BaseModel):
+    """Answer of DELETE."""
+
+    id: str
+    deleted: Literal[True] = True
+    object: Literal["video.deleted"] = "video.deleted"

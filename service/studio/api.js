@@ -1,0 +1,89 @@
+// The service's HTTP interface, as far as the studio uses it.
+
+export class ApiError extends Error {
+  // `param` is the field at fault as the service names it, e.g. "subjects[1].image".
+  constructor(message, status, param) {
+    super(message);
+    this.status = status;
+    this.param = param;
+  }
+}
+
+async function request(path, options = {}) {
+  let answer;
+  try {
+    answer = await fetch(path, options);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new ApiError("The service does not answer. Is it running?", 0, null);
+  }
+  if (answer.ok) return answer;
+  const body = await answer.json().catch(() => ({}));
+  const told = body.error ?? {};
+  throw new ApiError(told.message ?? `The service answers ${answer.status}.`, answer.status, told.param ?? null);
+}
+
+const json = async (path, options) => (await request(path, options)).json();
+
+// spec: plain fields of POST /v1/videos; cast: [{name, file}] in slot order.
+export function createVideo(spec, cast) {
+  const form = new FormData();
+  for (const [name, value] of Object.entries(spec)) form.append(name, String(value));
+  const named = cast.map(({ name, file }) => ({ name, file, image: `${name}.${extension(file)}` }));
+  if (named.length) {
+    form.append("subjects", JSON.stringify(named.map(({ name, image }) => ({ name, image }))));
+  }
+  for (const { file, image } of named) form.append("images", file, image);
+  return json("/v1/videos", { method: "POST", body: form });
+}
+
+export async function getVideo(id, signal) {
+  const answer = await request(`/v1/videos/${id}`, { signal, cache: "no-store" });
+  const wait = Number(answer.headers.get("openai-poll-after-ms"));
+  return { video: await answer.json(), waitMs: wait > 0 ? Math.min(wait, 3000) : 700 };
+}
+
+export const listVideos = (after) =>
+  json(`/v1/videos?limit=12&order=desc${after ? `&after=${after}` : ""}`, { cache: "no-store" });
+
+export const deleteVideo = (id) => json(`/v1/videos/${id}`, { method: "DELETE" });
+
+export const contentUrl = (id, variant) => `/v1/videos/${id}/content?variant=${variant}`;
+
+export async function fetchPicture(path, name) {
+  const blob = await (await request(path)).blob();
+  return new File([blob], `${name}.${extension(blob)}`, { type: blob.type });
+}
+
+export async function fetchText(path) {
+  return (await request(path)).text();
+}
+
+// What may be asked of the model that is served; the built-in numbers are the miniature's.
+export async function getLimits() {
+  const page = await json("/v1/models");
+  return page.data?.[0] ?? {};
+}
+
+// {state: "ready" | "waiting" | "down", text}
+export async function readiness() {
+  let answer;
+  try {
+    answer = await fetch("/readyz", { cache: "no-store" });
+  } catch {
+    return { state: "down", text: "The service does not answer" };
+  }
+  if (answer.ok) return { state: "ready", text: "Ready" };
+  const body = await answer.json().catch(() => ({}));
+  return { state: "waiting", text: reasons(body) || "Getting ready" };
+}
+
+function reasons(body) {
+  const checks = body.checks ?? body;
+  return Object.entries(checks)
+    .filter(([, state]) => state && state !== "ok" && typeof (state.message ?? state) === "string")
+    .map(([, state]) => state.message ?? state)
+    .join("; ");
+}
+
+const extension = (blob) => ({ "image/png": "png", "image/jpeg": "jpg", "image/webp": "webp" })[blob.type] ?? "img";

@@ -1,0 +1,147 @@
+"""One worker process: its engine, loaded once in the child, and what it tells the world.
+
+A checkpoint that cannot be used (a flipped byte, a missing file) does not end the process and does
+not eat jobs: the worker announces itself as unhealthy with the reason, jobs stay queued, /readyz
+says why, and the folder is tried again every few seconds, so that mending it is enough.
+"""
+
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from functools import cache
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from celery.signals import worker_process_init, worker_process_shutdown
+
+from engine.errors import TroupeError
+from service.blobs import open_blobs
+from service.errors import ServiceError
+from service.ledger import Ledger, connect
+from service.roster import Roster, WorkerState
+from workers.settings import Settings
+
+if TYPE_CHECKING:
+    from engine.pipeline import Engine
+
+log = logging.getLogger(__name__)
+
+
+def load_engine(folder: Path) -> "Engine":
+    """The engine, verified byte by byte. torch is imported here, in the child, and only here.
+
+    Raises:
+        CheckpointError: the folder is incomplete, altered or of another shape.
+    """
+    from engine.pipeline import Engine
+
+    return Engine.load(folder)
+
+
+class Station:
+    """A worker process's place: its clients, its engine or the reason for having none."""
+
+    def __init__(self, settings: Settings) -> None:
+        client = connect(settings)
+        self.settings = settings
+        self.ledger = Ledger(client, settings)
+        self.blobs = open_blobs(settings)
+        self.engine: Engine | None = None
+        self.leaving = threading.Event()  # SIGTERM came: hand the job in hand back
+        self._roster = Roster(client, settings)
+        self._id = f"{socket.gethostname()}:{os.getpid()}"
+        self._message = ""
+        self._job = ""
+        self._tried = 0.0
+
+    def open(self) -> None:
+        """Start announcing, then load the engine."""
+        threading.Thread(target=self._announce_for_ever, name="announce", daemon=True).start()
+        self.load()
+
+    def load(self) -> None:
+        """Load the checkpoint, or keep the reason why it cannot be."""
+        self._tried = time.monotonic()
+        folder = self.settings.model_dir
+        try:
+            self.engine = load_engine(folder)
+            self._message = ""
+            log.info("serving %s, digest %s", folder, self.engine.digest)
+        except (TroupeError, OSError) as error:
+            self._message = str(error)
+            log.error("cannot serve %s: %s", folder, error)
+        except Exception as error:  # a bug, or too little memory: said, not hidden
+            self._message = f"{type(error).__name__}: {error}"
+            log.exception("cannot serve %s", folder)
+        self.announce()
+
+    @property
+    def state(self) -> WorkerState:
+        """What is announced."""
+        engine = self.engine
+        if engine is None:
+            word = "unhealthy" if self._message else "starting"
+            return WorkerState(self._id, word, self._message or "loading its checkpoint")
+        return WorkerState(
+            self._id,
+            "busy" if self._job else "idle",
+            preset=engine.preset.name,
+            digest=engine.digest,
+            job=self._job,
+        )
+
+    def take(self, job_id: str) -> None:
+        """Announce the job in hand; an empty id: none."""
+        self._job = job_id
+        self.announce()
+
+    def announce(self) -> None:
+        """Tell now; without Redis, the next round will."""
+        try:
+            self._roster.announce(self.state)
+        except ServiceError as error:
+            log.warning("not announced: %s", error)
+
+    def leave(self) -> None:
+        """Vanish from the roster."""
+        try:
+            self._roster.leave(self._id)
+        except ServiceError as error:
+            log.warning("still on the roster until it expires: %s", error)
+
+    def on_sigterm(self, signum: int, frame: FrameType | None) -> None:
+        """A busy process is given until its next step to hand the job back; an idle one ends."""
+        self.leaving.set()
+        if not self._job:
+            raise SystemExit(0)
+
+    def _announce_for_ever(self) -> None:
+        while True:
+            self.announce()
+            time.sleep(self.settings.lease_s / 3)
+            retry = time.monotonic() - self._tried > self.settings.reload_after_s
+            if self.engine is None and self._message and retry:
+                self.load()
+
+
+@cache
+def station() -> Station:
+    """This process's station. First called in the child, so no connection crosses the fork."""
+    return Station(Settings())
+
+
+@worker_process_init.connect  # type: ignore[untyped-decorator]
+def open_station(**_: object) -> None:
+    """Celery starts a child."""
+    signal.signal(signal.SIGTERM, station().on_sigterm)
+    station().open()
+
+
+@worker_process_shutdown.connect  # type: ignore[untyped-decorator]
+def close_station(**_: object) -> None:
+    """Celery ends a child in good order."""
+    station().leave()

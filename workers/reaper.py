@@ -1,0 +1,89 @@
+"""`python -m workers.reaper`: puts right what a death left behind. Outside Celery, on purpose.
+
+Every round: jobs whose lease ran out go back into the queue, or are given up; the oldest queued
+jobs get a new doorbell while workers stand idle; the files of deleted jobs are swept once no
+worker can still be writing them. Every step is atomic in the ledger, so several reapers do no harm.
+"""
+
+import logging
+import signal
+import threading
+from types import FrameType
+
+from service.blobs import Blobs, open_blobs
+from service.doorbell import Doorbell, Ring
+from service.errors import BlobError, LedgerDown
+from service.ledger import Ledger, connect
+from service.roster import Roster
+from workers.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+class Reaper:
+    """One round after the other. Raises nothing: without Redis or blobs, the next round tries."""
+
+    def __init__(
+        self, ledger: Ledger, roster: Roster, blobs: Blobs, ring: Ring, settings: Settings
+    ) -> None:
+        self._ledger = ledger
+        self._roster = roster
+        self._blobs = blobs
+        self._ring = ring
+        self._ring_after_s = settings.ring_after_s
+        self._grave_age_s = 2 * settings.lease_s
+
+    def round(self) -> None:
+        """One look at everything."""
+        try:
+            again, failed = self._ledger.reap()
+            for job_id in again:
+                log.warning("%s lost its worker, queued again", job_id)
+            for job_id in failed:
+                log.error("%s given up", job_id)
+            self._ring_for_idle()
+            self._sweep()
+        except LedgerDown:
+            log.warning("no ledger; trying again")
+
+    def _ring_for_idle(self) -> None:
+        idle = sum(worker.state == "idle" for worker in self._roster.present())
+        if idle:
+            for job_id in self._ledger.due(idle, self._ring_after_s):
+                self._ring(job_id)
+
+    def _sweep(self) -> None:
+        for job_id in self._ledger.graves(self._grave_age_s):
+            try:
+                self._blobs.delete(f"videos/{job_id}")
+            except BlobError as error:
+                log.warning("files of %s not swept yet: %s", job_id, error)
+                continue
+            self._ledger.bury(job_id)
+
+
+def main() -> None:
+    """Entry point. Ends on SIGTERM or SIGINT after the round in hand."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    settings = Settings()
+    client = connect(settings)
+    reaper = Reaper(
+        Ledger(client, settings),
+        Roster(client, settings),
+        open_blobs(settings),
+        Doorbell(settings).ring,
+        settings,
+    )
+    stop = threading.Event()
+
+    def on_signal(signum: int, frame: FrameType | None) -> None:
+        stop.set()
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+    while not stop.wait(settings.reap_every_s):
+        reaper.round()
+
+
+if __name__ == "__main__":
+    main()
