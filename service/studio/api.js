@@ -46,6 +46,8 @@ export async function getVideo(id, signal) {
 export const listVideos = (after) =>
   json(`/v1/videos?limit=12&order=desc${after ? `&after=${after}` : ""}`, { cache: "no-store" });
 
+export const cancelVideo = (id) => json(`/v1/videos/${id}/cancel`, { method: "POST" });
+
 export const deleteVideo = (id) => json(`/v1/videos/${id}`, { method: "DELETE" });
 
 export const contentUrl = (id, variant) => `/v1/videos/${id}/content?variant=${variant}`;
@@ -75,15 +77,8 @@ export async function readiness() {
   }
   if (answer.ok) return { state: "ready", text: "Ready" };
   const body = await answer.json().catch(() => ({}));
-  return { state: "waiting", text: reasons(body) || "Getting ready" };
-}
-
-function reasons(body) {
-  const checks = body.checks ?? body;
-  return Object.entries(checks)
-    .filter(([, state]) => state && state !== "ok" && typeof (state.message ?? state) === "string")
-    .map(([, state]) => state.message ?? state)
-    .join("; ");
+  const missing = Object.values(body.checks ?? {}).filter((check) => !check.ok);
+  return { state: "waiting", text: missing.map((check) => check.message).join(" ") || "Getting ready" };
 }
 
 const extension = (blob) => ({ "image/png": "png", "image/jpeg": "jpg", "image/webp": "webp" })[blob.type] ?? "img";
