@@ -1,0 +1,97 @@
+"""An engine that follows a script instead of a model, for tests of the queue only.
+
+It takes its orders from the prompt: `slow` waits at each step, `crash` kills its process at a
+step of the first attempt, `always-crash` at every attempt, `oom` raises MemoryError, `spec`
+raises SpecError. What it returns is small and depends on spec and pictures alone.
+"""
+
+import hashlib
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from engine.errors import CheckpointError, SpecError
+from engine.presets import MINIATURE, Preset
+from engine.spec import Reference, Spec
+
+
+class ScriptedProgress:
+    """The fields of engine.pipeline.Progress."""
+
+    def __init__(self, stage: str, step: int, num_steps: int, preview: bytes | None = None) -> None:
+        self.stage = stage
+        self.step = step
+        self.num_steps = num_steps
+        self.preview = preview
+
+
+class ScriptedVideo:
+    """Bytes that tell what they were made from."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+
+class ScriptedEngine:
+    """The door of engine.pipeline.Engine."""
+
+    digest = "scripted"
+    preset: Preset = MINIATURE
+
+    def __init__(self, step_s: float = 0.0, folder: Path | None = None) -> None:
+        self._step_s = step_s
+        self._folder = folder
+
+    def generate(
+        self,
+        spec: Spec,
+        references: Sequence[Reference],
+        on_progress: Callable[[Any], None],
+    ) -> ScriptedVideo:
+        """Walks through the stages as the real one does."""
+        on_progress(ScriptedProgress("encode", 1, 1))
+        for step in range(1, spec.steps + 1):
+            self._act(spec, step)
+            preview = f"preview {step}".encode()
+            on_progress(ScriptedProgress("denoise", step, spec.steps, preview))
+        on_progress(ScriptedProgress("decode", 1, 1))
+        digest = hashlib.sha256(repr(spec).encode())
+        for one in references:
+            digest.update(one.name.encode() + one.rgb)
+        return ScriptedVideo(digest.hexdigest().encode() * 100)
+
+    def _act(self, spec: Spec, step: int) -> None:
+        time.sleep(self._step_s if "slow" in spec.prompt else 0)
+        if step != max(spec.steps // 2, 1):
+            return
+        if "spec" in spec.prompt:
+            raise SpecError("prompt", "the script says so")
+        if "oom" in spec.prompt:
+            raise MemoryError("the script says so")
+        if "always-crash" in spec.prompt or ("crash" in spec.prompt and self._first(spec)):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def _first(self, spec: Spec) -> bool:
+        assert self._folder is not None
+        mark = self._folder / hashlib.sha256(spec.prompt.encode()).hexdigest()
+        fresh = not mark.exists()
+        mark.touch()
+        return fresh
+
+
+def load_scripted(folder: Path) -> ScriptedEngine:
+    """Refuses a folder that holds a file `broken`, with its text."""
+    broken = folder / "broken"
+    if broken.exists():
+        raise CheckpointError(broken.read_text())
+    return ScriptedEngine(float(os.environ.get("TEST_STEP_S", "0.1")), folder)
+
+
+def render_scripted(video: ScriptedVideo, references: Sequence[Reference]) -> Any:
+    """In the place of workers.media.render."""
+    from workers.media import Media
+
+    return Media(video.data, b"thumbnail", b"sheet")
