@@ -16,7 +16,7 @@ export class Cast {
     this.#template = template;
     this.#onChange = onChange;
     this.#onRefuse = onRefuse;
-    this.#render();
+    this.#draw();
   }
 
   get names() {
@@ -98,6 +98,11 @@ export class Cast {
   }
 
   #render() {
+    this.#draw();
+    this.#onChange({});
+  }
+
+  #draw() {
     this.members.forEach((member, index) => {
       member.element.className = `member cast-${index}`;
       this.#label(member);
@@ -105,6 +110,5 @@ export class Cast {
     this.#list.replaceChildren(...this.members.map((member) => member.element), this.#add);
     this.#add.hidden = this.members.length >= this.limit;
     this.#add.classList.toggle("first", this.members.length === 0);
-    this.#onChange({});
   }
 }

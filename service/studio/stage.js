@@ -130,7 +130,7 @@ function detail({ status, stage, step, steps, eta_s: eta, attempts }) {
   return parts.join(", ");
 }
 
-const seconds = (value) => (value < 90 ? `${Math.max(1, Math.round(value))} s` : `${Math.round(value / 60)} min`);
+const seconds = (value) => (value < 90 ? `${Math.max(1, Math.round(value))}\u00a0s` : `${Math.round(value / 60)}\u00a0min`);
 
 function face({ name, reference }, index) {
   const item = document.createElement("li");

@@ -29,7 +29,7 @@ const stage = new Stage(all(
 const prompt = new Prompt({ area: $("prompt"), mirror: $("mirror"), chips: $("chips"), onChange: check });
 const cast = new Cast({
   list: $("cast"), add: $("add-card"), template: $("cast-card"),
-  onChange: ({ from, to }) => { prompt?.rename(from, to); check(); },
+  onChange: ({ from, to }) => { prompt.rename(from, to); check(); },
   onRefuse: (message) => complain(message),
 });
 const history = new History({
@@ -40,14 +40,13 @@ const history = new History({
 // ---- before it is sent
 
 function check() {
-  if (typeof cast === "undefined" || !cast) return [];
   const found = [
     ...cast.faults().map((fault) => ({ ...fault, field: "subjects" })),
     ...faults(prompt.text, cast.names),
   ];
   prompt.render(cast.names);
   $("checks").replaceChildren(...lines(found));
-  $("submit").setAttribute("aria-disabled", String(found.length > 0));
+  $("submit").classList.toggle("unready", found.length > 0);
   if (wasRefused) unmark();
   return found;
 }
