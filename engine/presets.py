@@ -168,7 +168,7 @@ MINIATURE = Preset(
         max_subjects=4,
     ),
     vae=VAEConfig(
-        base_dim=24,
+        base_dim=32,
         z_dim=16,
         dim_mult=(1, 2, 2),
         num_res_blocks=1,
