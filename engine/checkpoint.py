@@ -1,0 +1,270 @@
+"""Model folders: `manifest.json` beside safetensors files, verified before anything is opened.
+
+    folder/
+      manifest.json      {"format": 1, "preset": ..., "configs": {...}, "files": {name: sha256},
+                          "lineage": {...}, "evaluation": {...}}
+      dit.safetensors …  every other file, each listed with its sha256
+
+A folder is whole or it is refused: one missing, altered or unlisted file and nothing is loaded. A
+config overrides numbers of a preset; no file ever names a class. The digest of the manifest, which
+holds the digests of all files, names the model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from engine.errors import CheckpointError
+from engine.presets import PRESETS, Preset
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+MAX_MANIFEST_BYTES = 4_000_000
+# Statistics stay exact on disk, whatever the weights are rounded to.
+EXACT = ("latents_mean", "latents_std")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a model folder says about itself. `files` maps each name to its sha256 in hex."""
+
+    preset: str
+    files: Mapping[str, str] = field(default_factory=dict)
+    configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    lineage: Mapping[str, Any] = field(default_factory=dict)
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_bytes(self) -> bytes:
+        """The file, in one canonical spelling."""
+        values = {"format": FORMAT} | {f.name: getattr(self, f.name) for f in fields(self)}
+        return (json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Manifest:
+        """Raises CheckpointError when the content is not a manifest of this format."""
+        try:
+            values = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"{MANIFEST} is not JSON: {error}") from error
+        if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
+            raise CheckpointError(f"{MANIFEST} is not of format {FORMAT}")
+        known = {f.name for f in fields(cls)}
+        if set(values) != known:
+            wrong = ", ".join(sorted(set(values) ^ known))
+            raise CheckpointError(f"{MANIFEST} lacks or should not have: {wrong}")
+        if not all(isinstance(values[name], dict) for name in known - {"preset"}):
+            raise CheckpointError(f"{MANIFEST}: everything but the preset must be an object")
+        return cls(**values)
+
+    def digest(self) -> str:
+        """sha256 of the canonical manifest, in hex: the name of this model."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
+    def resolve(self) -> Preset:
+        """The preset with this model's own numbers.
+
+        Raises:
+            CheckpointError: the preset, a part or a field is unknown, or a value of another kind.
+        """
+        if self.preset not in PRESETS:
+            raise CheckpointError(f"{MANIFEST}: unknown preset {self.preset!r}")
+        preset = PRESETS[self.preset]
+        for part, numbers in self.configs.items():
+            current = getattr(preset, part, None)
+            if not is_dataclass(current) or not isinstance(numbers, Mapping):
+                raise CheckpointError(f"{MANIFEST}: configs.{part} is no part of a preset")
+            changed = {name: _like(current, part, name, value) for name, value in numbers.items()}
+            preset = replace(preset, **{part: replace(current, **changed)})  # type: ignore[type-var]
+        return preset
+
+
+def verify(folder: Path) -> Manifest:
+    """Checks every file of a model folder against its manifest.
+
+    Raises:
+        CheckpointError: naming the first file that is missing, altered, unlisted or no plain file.
+    """
+    folder = Path(folder)
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise CheckpointError(f"{folder} holds no {MANIFEST}")
+    if path.stat().st_size > MAX_MANIFEST_BYTES:
+        raise CheckpointError(f"{path} is too large to be a manifest")
+    manifest = Manifest.from_bytes(path.read_bytes())
+    for name in sorted(manifest.files):
+        _check_file(folder, name, manifest.files[name])
+    unlisted = {entry.name for entry in folder.iterdir()} - set(manifest.files) - {MANIFEST}
+    if unlisted:
+        raise CheckpointError(f"{folder}: not in the manifest: {', '.join(sorted(unlisted))}")
+    return manifest
+
+
+def require(manifest: Manifest, names: Iterable[str]) -> None:
+    """Raises CheckpointError when the manifest does not list a file that is to be opened."""
+    for name in names:
+        if name not in manifest.files:
+            raise CheckpointError(f"{MANIFEST} lists no {name}")
+
+
+def save_folder(
+    folder: Path,
+    manifest: Manifest,
+    files: Mapping[str, bytes | Path],
+    overwrite: bool = False,
+) -> Manifest:
+    """Writes a model folder whole or not at all; returns the manifest with the files' digests.
+
+    Raises:
+        CheckpointError: the folder exists and `overwrite` is off, or a file name is not plain.
+    """
+    folder = Path(folder)
+    if folder.exists() and not overwrite:
+        raise CheckpointError(f"{folder} exists; a published model is never changed in place")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        for name, content in files.items():
+            _check_name(name)
+            _write(draft / name, content if isinstance(content, bytes) else content.read_bytes())
+        digests = {name: _sha256(draft / name) for name in files}
+        manifest = replace(manifest, files=digests)
+        _write(draft / MANIFEST, manifest.to_bytes())
+        draft.chmod(0o755)
+        _swap(draft, folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return manifest
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.bfloat16) -> bytes:
+    """A safetensors file of these tensors, floating ones rounded to `dtype`."""
+    rounded = {
+        name: value.detach().cpu().to(_disk_dtype(name, value, dtype)).contiguous()
+        for name, value in tensors.items()
+    }
+    return save(rounded)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, floating ones as fp32.
+
+    Raises:
+        CheckpointError: the file is missing or not of this format.
+    """
+    try:
+        loaded = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
+    return {
+        name: value.float() if value.is_floating_point() else value
+        for name, value in loaded.items()
+    }
+
+
+def load_strict(
+    module: nn.Module, source: Path | Mapping[str, Tensor], name: str | None = None
+) -> None:
+    """Loads every tensor of `module`, and no other, keeping the module's own precision.
+
+    Args:
+        source: a safetensors file, or tensors already read.
+        name: how to call the source in errors.
+
+    Raises:
+        CheckpointError: naming the keys that are missing, unknown or of another shape.
+    """
+    if isinstance(source, Mapping):
+        tensors, label = source, name or "the weights"
+    else:
+        tensors, label = read_tensors(Path(source)), name or Path(source).name
+    own = module.state_dict()
+    _complain(label, "lacks", sorted(own.keys() - tensors.keys()))
+    _complain(label, "has the unknown", sorted(tensors.keys() - own.keys()))
+    wrong = [
+        f"{key} is {tuple(tensors[key].shape)}, not {tuple(own[key].shape)}"
+        for key in sorted(own)
+        if tensors[key].shape != own[key].shape
+    ]
+    _complain(label, "has another shape:", wrong)
+    module.load_state_dict(dict(tensors), strict=True)
+
+
+def _complain(label: str, what: str, keys: list[str]) -> None:
+    if keys:
+        rest = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
+        raise CheckpointError(f"{label} {what} {', '.join(keys[:5])}{rest}")
+
+
+def _like(config: Any, part: str, name: str, value: Any) -> Any:
+    """`value` if it is of the kind that the config's field holds now; lists become tuples."""
+    now = getattr(config, name, None)
+    if name not in {f.name for f in fields(config)}:
+        raise CheckpointError(f"{MANIFEST}: configs.{part}.{name} is unknown")
+    if isinstance(now, tuple) and isinstance(value, list):
+        kinds = {type(item) for item in now}
+        if all(type(item) in kinds for item in value):
+            return tuple(value)
+    elif type(value) is type(now) or (isinstance(now, float) and type(value) is int):
+        return value
+    raise CheckpointError(f"{MANIFEST}: configs.{part}.{name} cannot be {value!r:.60}")
+
+
+def _disk_dtype(name: str, value: Tensor, dtype: torch.dtype) -> torch.dtype:
+    if not value.is_floating_point():
+        return value.dtype
+    return torch.float32 if name in EXACT else dtype
+
+
+def _check_name(name: str) -> None:
+    if not name or name == MANIFEST or Path(name).name != name or name.startswith("."):
+        raise CheckpointError(f"{name!r} is not a plain file name")
+
+
+def _check_file(folder: Path, name: str, digest: str) -> None:
+    _check_name(name)
+    path = folder / name
+    if path.is_symlink() or not path.is_file():
+        raise CheckpointError(f"{folder}: {name} is missing")
+    if _sha256(path) != digest:
+        raise CheckpointError(f"{folder}: {name} is not the file that the manifest lists")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _swap(draft: Path, folder: Path) -> None:
+    """Puts the draft in place of the folder; a reader sees the old one or the new one."""
+    if folder.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+        os.replace(folder, old)
+        os.replace(draft, folder)
+        shutil.rmtree(old)
+    else:
+        os.replace(draft, folder)
+    handle = os.open(folder.parent, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,210 @@
+"""What the encoders make of a request, as plain tensors: once per request, kept by content.
+
+Legend: B batch, T text tokens, S subjects, C H W latents of a reference, V VLM tokens, M features.
+
+    prompt, spans ─ text ─▶ text_TM, tags_SM
+    references ─ letterbox ─ VAE ─▶ refs_SCHW
+    prompt, names, references ─ VLM ─▶ vlm_VM
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from engine.dit import SubjectInputs
+from engine.errors import SpecError
+from engine.spec import Reference, Span
+from engine.text import TextEncoder
+from engine.vae import VAE, to_pixels
+from engine.vlm import VLM
+
+# Part of every key: raise it whenever the same request would be encoded differently.
+PREPROCESSING = 1
+PAD_GREY = 235  # near white, as references of Wan-family models are padded, but no highlight
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """The three doors. Without a VLM requests carry no VLM tokens."""
+
+    text: TextEncoder
+    vae: VAE
+    vlm: VLM | None
+
+
+@dataclass(frozen=True)
+class Encodings:
+    """One request. Without subjects the last three have length 0. All fp32, on the CPU.
+
+    text_TM: zero-padded to text_len. refs_SCHW: latents of the references. tags_SM: text features
+    pooled over each subject's mentions. vlm_VM: last hidden states of the VLM.
+    """
+
+    text_TM: Tensor
+    refs_SCHW: Tensor
+    tags_SM: Tensor
+    vlm_VM: Tensor
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By field name, for a safetensors file; `Encodings(**tensors)` is the inverse."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+@dataclass(frozen=True)
+class EncodingsBatch:
+    """Requests stacked; masks are True where something is real."""
+
+    text_BTM: Tensor
+    refs_BSCHW: Tensor
+    tags_BSM: Tensor
+    subject_mask_BS: Tensor
+    vlm_BVM: Tensor
+    vlm_mask_BV: Tensor
+
+    def subjects(self) -> SubjectInputs | None:
+        """Input of the identity stream; None without any. Masks that hide nothing are dropped."""
+        if not bool(self.subject_mask_BS.any()):
+            return None
+        whole = bool(self.subject_mask_BS.all()), bool(self.vlm_mask_BV.all())
+        has_vlm = self.vlm_BVM.shape[1] > 0
+        return SubjectInputs(
+            refs_BSCHW=self.refs_BSCHW,
+            tags_BSM=self.tags_BSM,
+            subject_mask_BS=None if whole[0] else self.subject_mask_BS,
+            vlm_BVM=self.vlm_BVM if has_vlm else None,
+            vlm_mask_BV=None if whole[1] else self.vlm_mask_BV,
+        )
+
+    def to(self, device: torch.device | str) -> EncodingsBatch:
+        """The batch on another device."""
+        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self)}
+        return replace(self, **moved)
+
+
+def encode(
+    text: str,
+    spans: Sequence[Sequence[Span]],
+    references: Sequence[Reference],
+    encoders: Encoders,
+    size: tuple[int, int],
+) -> Encodings:
+    """Encodes one request.
+
+    Args:
+        text: the prompt as the encoders read it, `engine.spec.text_of`.
+        spans: of each subject, every mention in `text`; same order as `references`.
+        size: width and height in px to which references are letter-boxed.
+
+    Raises:
+        SpecError: a subject's mentions all lie behind the tokens that the text encoder reads.
+    """
+    assert len(spans) == len(references)
+    features_BTM, tags = encoders.text.encode_with_tags([text], [spans])
+    for reference, tag in zip(references, tags[0], strict=True):
+        if not bool(tag.any()):
+            length = encoders.text.config.text_len
+            raise SpecError(
+                "prompt", f"is too long: @{reference.name} first comes after {length} tokens"
+            )
+    pictures = [letterbox(reference.to_image(), *size) for reference in references]
+    return Encodings(
+        text_TM=features_BTM[0],
+        refs_SCHW=_latents(pictures, encoders.vae, size),
+        tags_SM=tags[0].reshape(len(references), features_BTM.shape[2]),
+        vlm_VM=_vlm_tokens(text, references, pictures, encoders.vlm),
+    )
+
+
+def stack(
+    encodings: Sequence[Encodings], num_subjects: int = 0, num_vlm: int = 0
+) -> EncodingsBatch:
+    """Pads to the widest request, or to the given widths where static shapes are wanted."""
+    num_subjects = max(num_subjects, *(len(e.refs_SCHW) for e in encodings))
+    num_vlm = max(num_vlm, *(len(e.vlm_VM) for e in encodings))
+    return EncodingsBatch(
+        text_BTM=torch.stack([e.text_TM for e in encodings]),
+        refs_BSCHW=torch.stack([_pad(e.refs_SCHW, num_subjects) for e in encodings]),
+        tags_BSM=torch.stack([_pad(e.tags_SM, num_subjects) for e in encodings]),
+        subject_mask_BS=_mask([len(e.refs_SCHW) for e in encodings], num_subjects),
+        vlm_BVM=torch.stack([_pad(e.vlm_VM, num_vlm) for e in encodings]),
+        vlm_mask_BV=_mask([len(e.vlm_VM) for e in encodings], num_vlm),
+    )
+
+
+def key(
+    weights: str,
+    text: str,
+    spans: Sequence[Sequence[Span]],
+    references: Sequence[Reference],
+    size: tuple[int, int],
+) -> str:
+    """Content digest of everything that `encode` reads, in hex.
+
+    The pixels, names and order of the references count, and so do the prompt (tags and VLM tokens
+    depend on it) and the digest of the weights.
+    """
+    content = {
+        "preprocessing": PREPROCESSING,
+        "weights": weights,
+        "text": text,
+        "spans": [[list(span) for span in spans_of_one] for spans_of_one in spans],
+        "references": [[reference.name, reference.digest()] for reference in references],
+        "size": list(size),
+        "dtype": "float32",
+    }
+    spelled = json.dumps(content, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(spelled.encode()).hexdigest()
+
+
+def letterbox(image: Image.Image, width: int, height: int) -> Image.Image:
+    """The whole picture at width x height px: aspect kept, padded evenly with light grey."""
+    scale = min(width / image.width, height / image.height)
+    fitted = (
+        max(1, min(width, round(image.width * scale))),
+        max(1, min(height, round(image.height * scale))),
+    )
+    if fitted == (width, height) == image.size:
+        return image.convert("RGB")
+    canvas = Image.new("RGB", (width, height), (PAD_GREY,) * 3)
+    inside = image.convert("RGB").resize(fitted, Image.Resampling.LANCZOS)
+    canvas.paste(inside, ((width - fitted[0]) // 2, (height - fitted[1]) // 2))
+    return canvas
+
+
+def _latents(pictures: Sequence[Image.Image], vae: VAE, size: tuple[int, int]) -> Tensor:
+    """Each picture alone, as a clip of one frame: [S, C, H, W]."""
+    factor = vae.config.spatial_factor
+    if not pictures:
+        return torch.zeros(0, vae.config.z_dim, size[1] // factor, size[0] // factor)
+    # One at a time: a batch could round differently from the single picture.
+    latents = []
+    for picture in pictures:
+        frame_BTHWC = torch.from_numpy(np.array(picture))[None, None]
+        latents.append(vae.encode(to_pixels(frame_BTHWC))[0, :, 0])
+    return torch.stack(latents)
+
+
+def _vlm_tokens(
+    text: str, references: Sequence[Reference], pictures: Sequence[Image.Image], vlm: VLM | None
+) -> Tensor:
+    if vlm is None:
+        return torch.zeros(0, 0)
+    if not pictures:
+        return torch.zeros(0, vlm.config.hidden_size)
+    return vlm.tokens(text, pictures, [reference.name for reference in references])
+
+
+def _pad(x: Tensor, length: int) -> Tensor:
+    return torch.cat([x, x.new_zeros(length - len(x), *x.shape[1:])])
+
+
+def _mask(lengths: Sequence[int], width: int) -> Tensor:
+    return torch.arange(width)[None] < torch.tensor(lengths)[:, None]

@@ -1,0 +1,217 @@
+"""The engine: modules in, videos out. The worker, the evaluation and RL all run this sampler.
+
+Legend: B requests, C channels, F latent frames, T frames, H W height, width.
+
+    Spec, References ─ encode ─▶ Encodings ─ denoise ─▶ latents ─ decode ─▶ Video
+
+An Engine holds modules and nothing of any request: encodings, noise, conditions and the solver's
+memory are arguments and locals. Only the cache outlives a call, under the content's own digest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from engine import checkpoint, flow
+from engine.cache import EncodingCache
+from engine.dit import WanDiT
+from engine.encodings import Encoders, Encodings, EncodingsBatch, encode, key, stack
+from engine.errors import SpecError
+from engine.presets import Preset
+from engine.sample import Conditions, Step, sample
+from engine.spec import Guidance, Reference, Spec, text_of
+from engine.text import TextEncoder
+from engine.vae import VAE, to_frames
+from engine.video import Video, picture_bytes
+from engine.vlm import VLM
+
+NUM_PREVIEWS = 6
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a generation is. preview: a JPEG of the first frame as it now looks, or None."""
+
+    stage: str  # "encode", "denoise" or "decode"
+    step: int
+    num_steps: int
+    preview: bytes | None = None
+
+
+OnProgress = Callable[[Progress], None]
+
+
+class Engine:
+    """A DiT with its encoders. `digest` names the weights; it is part of every cache key."""
+
+    def __init__(
+        self,
+        dit: WanDiT,
+        encoders: Encoders,
+        preset: Preset,
+        digest: str,
+        cache: EncodingCache | None = None,
+    ) -> None:
+        self.dit = dit.eval()
+        self.encoders = encoders
+        self.preset = preset
+        self.digest = digest
+        self.cache = cache or EncodingCache()
+
+    @classmethod
+    def load(cls, folder: Path, cache: EncodingCache | None = None) -> Engine:
+        """Loads a model folder, every file of it verified first. Weights become fp32.
+
+        Raises:
+            CheckpointError: a file is missing, altered, unlisted or of another shape.
+        """
+        folder = Path(folder)
+        manifest = checkpoint.verify(folder)
+        preset = manifest.resolve()
+        checkpoint.require(manifest, needed_files(preset))
+        dit = WanDiT(preset.dit)
+        checkpoint.load_strict(dit, folder / "dit.safetensors")
+        vlm = None
+        if preset.dit.use_vlm:
+            words = folder / "vlm_tokenizer.json"
+            vlm = VLM.from_files(folder / "vlm.safetensors", words, preset.vlm)
+        words = folder / "text_tokenizer.json"
+        text = TextEncoder.from_files(folder / "text.safetensors", words, preset.text)
+        vae = VAE.from_files(folder / "vae.safetensors", preset.vae)
+        dit.requires_grad_(False)
+        return cls(dit, Encoders(text, vae, vlm), preset, manifest.digest(), cache)
+
+    def generate(
+        self,
+        spec: Spec,
+        references: Sequence[Reference],
+        on_progress: OnProgress | None = None,
+        scope: str = "",
+    ) -> Video:
+        """A video of the prompt with the referenced subjects. Same spec, same bytes.
+
+        Args:
+            references: one per name in `spec.names`, in any order.
+            on_progress: called at every stage and after every step; what it raises (such as
+                `Cancelled`) ends the work there and comes out of here.
+            scope: whose request it is; encodings are never shared between scopes.
+
+        Raises:
+            SpecError: the request is not one that this model can serve.
+        """
+        tell = on_progress or (lambda progress: None)
+        spec.validate(self.preset.limits)
+        tell(Progress("encode", 0, spec.steps))
+        batch, negative = self.encode(spec, references, scope)
+        tell(Progress("denoise", 0, spec.steps))
+        latents = self.sample(
+            stack([batch]),
+            stack([negative]),
+            [spec.seed],
+            self.latent_shape(spec.width, spec.height, spec.num_frames),
+            flow.schedule(spec.solver, spec.steps, self.preset.defaults.shift),
+            spec.guidance,
+            lambda step: tell(self._progress(step)),
+        )
+        tell(Progress("decode", spec.steps, spec.steps))
+        frames = self.decode(latents)[0]
+        return Video(frames.numpy(), spec.fps)
+
+    def encode(
+        self, spec: Spec, references: Sequence[Reference], scope: str = ""
+    ) -> tuple[Encodings, Encodings]:
+        """Encodings of the request and of its negative prompt, from the cache where known."""
+        by_name = {reference.name: reference for reference in references}
+        if len(by_name) != len(references) or set(by_name) != set(spec.names):
+            raise SpecError("subjects", "there must be one picture for each name, and no other")
+        ordered = [by_name[name] for name in spec.names]
+        text, spans = text_of(spec.prompt, spec.names)
+        size = (
+            self.preset.reference_width or spec.width,
+            self.preset.reference_height or spec.height,
+        )
+
+        def kept(text: str, spans: Sequence, pictures: Sequence[Reference]) -> Encodings:
+            return self.cache.get_or(
+                key(self.digest, text, spans, pictures, size),
+                lambda: encode(text, spans, pictures, self.encoders, size),
+                scope,
+            )
+
+        return kept(text, spans, ordered), kept(spec.negative_prompt, (), ())
+
+    @torch.no_grad()
+    def sample(
+        self,
+        batch: EncodingsBatch,
+        negative: EncodingsBatch,
+        seeds: Sequence[int],
+        shape: tuple[int, int, int, int],
+        plan: flow.Schedule,
+        guidance: Guidance,
+        on_step: Callable[[Step], None] | None = None,
+        resume: Step | None = None,
+    ) -> Tensor:
+        """Latents [B, C, F, H, W] of B requests, one seed each.
+
+        Args:
+            negative: encodings of the negative prompts; one row serves all.
+            shape: of one request's latents, see `latent_shape`.
+        """
+        device = self.dit.head.head.weight.device
+        conditions = self.conditions(batch.to(device), negative.to(device), guidance)
+        start = noise(seeds, shape).to(device)
+        return sample(self.dit.denoise, start, conditions, plan, guidance, on_step, resume)
+
+    @torch.no_grad()
+    def conditions(
+        self, batch: EncodingsBatch, negative: EncodingsBatch, guidance: Guidance
+    ) -> Conditions:
+        """K and V of text and subjects for all that guidance needs, computed once."""
+        num_requests = len(batch.text_BTM)
+        text = self.dit.text_kv(batch.text_BTM)
+        empty = self.dit.text_kv(negative.text_BTM.expand(num_requests, -1, -1))
+        inputs = batch.subjects()
+        subjects = None if inputs is None else self.dit.subject_stream(*inputs)
+        return Conditions(
+            full=self.dit.condition(text, subjects),
+            empty=self.dit.condition(empty),
+            image=self.dit.condition(empty, subjects) if guidance.mode == "dual" else None,
+        )
+
+    def decode(self, latents_BCFHW: Tensor) -> Tensor:
+        """uint8 frames [B, T, H, W, 3]."""
+        return to_frames(self.encoders.vae.decode(latents_BCFHW))
+
+    def latent_shape(self, width: int, height: int, num_frames: int) -> tuple[int, int, int, int]:
+        """(C, F, H, W) of a video's latents; sides in px."""
+        vae = self.preset.vae
+        frames = (num_frames - 1) // vae.temporal_factor + 1
+        return vae.z_dim, frames, height // vae.spatial_factor, width // vae.spatial_factor
+
+    def _progress(self, step: Step) -> Progress:
+        # The first latent frame decodes alone: a picture of the scene for 1 / T of a decode.
+        preview = None
+        every = max(1, step.num_steps // NUM_PREVIEWS)
+        if step.done % every == 0 and step.done < step.num_steps:
+            frame_HWC = self.decode(step.x0[:1, :, :1])[0, 0]
+            preview = picture_bytes(Image.fromarray(frame_HWC.numpy()))
+        return Progress("denoise", step.done, step.num_steps, preview)
+
+
+def noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
+    """Noise [B, *shape], each row from its own seed, drawn on the CPU: alike on every device."""
+    rows = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return torch.stack(rows)
+
+
+def needed_files(preset: Preset) -> tuple[str, ...]:
+    """The files of a model folder that `Engine.load` opens."""
+    files = ("dit.safetensors", "vae.safetensors", "text.safetensors", "text_tokenizer.json")
+    return files + (("vlm.safetensors", "vlm_tokenizer.json") if preset.dit.use_vlm else ())

@@ -1,0 +1,86 @@
+"""The denoising loop. Pure: everything it needs is an argument, everything it makes is returned.
+
+Legend: B batch, C channels, F H W latent frames, height, width.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from engine import flow
+from engine.dit import Condition
+from engine.spec import Guidance
+
+Velocity = Callable[[Tensor, Tensor, Condition], Tensor]
+
+
+class Conditions(NamedTuple):
+    """What guidance weighs against each other.
+
+    full: prompt and subjects. empty: negative prompt, no subjects. image: negative prompt and
+    subjects, for dual guidance only.
+    """
+
+    full: Condition
+    empty: Condition | None = None
+    image: Condition | None = None
+
+
+class Step(NamedTuple):
+    """Where a run stands after `done` of `num_steps` steps; hand it back to go on from there.
+
+    x: latents at times[done]. x0: where the last velocity pointed. history: the solver's memory.
+    """
+
+    done: int
+    num_steps: int
+    x: Tensor
+    x0: Tensor
+    history: flow.History
+
+
+def sample(
+    velocity: Velocity,
+    noise_BCFHW: Tensor,
+    conditions: Conditions,
+    plan: flow.Schedule,
+    guidance: Guidance,
+    on_step: Callable[[Step], None] | None = None,
+    resume: Step | None = None,
+) -> Tensor:
+    """Latents [B, C, F, H, W] from noise, or on from `resume`, to the same bits.
+
+    `on_step` is called after every step and may raise to stop.
+    """
+    x, history, first = noise_BCFHW, flow.History(), 0
+    if resume is not None:
+        x, history, first = resume.x, resume.history, resume.done
+    for index in range(first, plan.num_steps):
+        v = guide(velocity, x, float(plan.door[index]), conditions, guidance)
+        x0 = flow.predict_x0(x, v, plan.times[index])
+        x, history = flow.step(plan, index, x, v, history)
+        if on_step is not None:
+            on_step(Step(index + 1, plan.num_steps, x, x0, history))
+    return x
+
+
+def guide(
+    velocity: Velocity, x: Tensor, t: float, conditions: Conditions, guidance: Guidance
+) -> Tensor:
+    """The velocity under guidance; conditions whose weight is zero are not evaluated."""
+    t_B = torch.full((len(x),), t, dtype=torch.float64, device=x.device)
+    full = velocity(x, t_B, conditions.full)
+    low, high = guidance.interval
+    if conditions.empty is None or not low <= t <= high:
+        return full
+    if guidance.mode == "single":
+        if guidance.scale == 1.0:
+            return full
+        empty = velocity(x, t_B, conditions.empty)
+        return empty + guidance.scale * (full - empty)
+    assert conditions.image is not None
+    image = velocity(x, t_B, conditions.image)
+    empty = velocity(x, t_B, conditions.empty)
+    return empty + guidance.image_scale * (image - empty) + guidance.text_scale * (full - image)
