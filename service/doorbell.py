@@ -42,6 +42,9 @@ class Doorbell:
                 "socket_timeout": timeout,
                 "socket_connect_timeout": timeout,
                 "retry_on_timeout": False,
+                "max_retries": 1,
+                "interval_start": 0,
+                "interval_step": 0,
             },
         )
 

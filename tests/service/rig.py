@@ -4,6 +4,7 @@ One Valkey serves a test process, on a unix socket; every test has a key prefix 
 """
 
 import io
+import json
 import os
 import shutil
 import signal
@@ -122,7 +123,9 @@ def request_of(*names: str, prompt: str | None = None) -> dict[str, Any]:
     from engine.spec import Spec
 
     spec = Spec.of(MINIATURE, prompt or " ".join(f"@{name} waves" for name in names), names, seed=7)
-    return {"spec": spec.to_json(), "model": "miniature", "references": [], "warnings": []}
+    values = {"spec": spec.to_json(), "model": "miniature", "references": [], "warnings": []}
+    found: dict[str, Any] = json.loads(json.dumps(values))
+    return found
 
 
 def wait_for(what: Callable[[], Any], limit_s: float = 20.0, every_s: float = 0.02) -> Any:

@@ -1,0 +1,31 @@
+"""The doorbell carries an id and nothing else, and does not hang."""
+
+import base64
+import json
+import time
+from pathlib import Path
+
+from service.doorbell import QUEUE, TASK, Doorbell
+from service.ledger import connect
+from workers.settings import Settings
+
+
+def test_the_message_is_the_tasks_name_and_the_id(settings: Settings) -> None:
+    bell = Doorbell(settings)
+    assert bell.ring("video_1") is True
+    bell.close()
+    client = connect(settings)
+    message = json.loads(client.lpop(f"{settings.key_prefix}:broker:{QUEUE}"))
+    client.close()
+    body = json.loads(base64.b64decode(message["body"]))
+    assert message["headers"]["task"] == TASK
+    assert message["content-type"] == "application/json"
+    assert body[0] == ["video_1"] and body[1] == {}
+
+
+def test_without_a_broker_it_fails_fast_and_says_so(settings: Settings, tmp_path: Path) -> None:
+    bell = Doorbell(settings.model_copy(update={"redis_url": f"unix://{tmp_path}/none"}))
+    begin = time.monotonic()
+    assert bell.ring("video_1") is False
+    assert time.monotonic() - begin < 3
+    bell.close()

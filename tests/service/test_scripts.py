@@ -1,0 +1,30 @@
+"""The Lua itself: it takes its time from Redis, and its states are those the ledger knows."""
+
+from service import scripts
+from service.ledger import Ledger, connect
+from tests.service.rig import keys_of, request_of
+from workers.settings import Settings
+
+ALL = [source for name, source in vars(scripts).items() if name.isupper() and name[0] != "_"]
+
+
+def test_no_script_trusts_a_callers_clock(ledger: Ledger) -> None:
+    assert len(ALL) == 13
+    assert all("redis.call('TIME')" in source for source in ALL)
+
+
+def test_every_script_compiles(settings: Settings) -> None:
+    client = connect(settings)
+    assert all(len(client.script_load(source)) == 40 for source in ALL)
+    client.close()
+
+
+def test_every_key_lies_under_the_prefix(ledger: Ledger, settings: Settings) -> None:
+    client = connect(settings)
+    before = set(client.scan_iter("*"))
+    ledger.submit("a", request_of("anna"))
+    ledger.claim("a", "h")
+    ledger.delete("a")
+    after = set(client.scan_iter("*"))
+    client.close()
+    assert after - before == set(keys_of(settings))
