@@ -4,9 +4,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image, ImageDraw
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from engine.dit import SubjectInputs, WanDiT
-from engine.presets import MINIATURE, DiTConfig
+from engine.encodings import Encoders
+from engine.pipeline import Engine
+from engine.presets import MINIATURE, DiTConfig, Preset, TextConfig
+from engine.spec import Reference
+from engine.text import TextEncoder, build_text_model
+from engine.vae import VAE, build_vae
+from engine.vlm import SPECIALS as VLM_SPECIALS
+from engine.vlm import VLM, build_vlm, special_ids
 
 TOY = replace(
     MINIATURE.dit,
@@ -27,6 +36,7 @@ TOY = replace(
 def random_dit(config: DiTConfig = TOY, seed: int = 0) -> WanDiT:
     """A DiT whose every weight is random: nothing is hidden by a zero initialisation."""
     generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
     model = WanDiT(config)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -57,3 +67,90 @@ def random_inputs(batch: int = 1, num_subjects: int = 3, seed: int = 1) -> dict[
 def _no_grad():  # noqa: ANN202
     with torch.no_grad():
         yield
+
+
+# A whole engine: every model of the stack with random weights.
+
+SPECIALS = ["<pad>", "</s>", "<unk>"]
+TOY_TEXT_LEN = 24
+TOY_PRESET = replace(
+    MINIATURE,
+    dit=replace(TOY, text_dim=32, text_len=TOY_TEXT_LEN, vlm_dim=32),
+    vae=replace(MINIATURE.vae, base_dim=8),
+    text=TextConfig(
+        vocab_size=300,
+        d_model=32,
+        num_layers=1,
+        num_heads=2,
+        d_kv=8,
+        d_ff=32,
+        text_len=TOY_TEXT_LEN,
+    ),
+    vlm=replace(
+        MINIATURE.vlm,
+        vocab_size=300,
+        hidden_size=32,
+        num_layers=1,
+        num_heads=2,
+        num_kv_heads=1,
+        intermediate_size=32,
+        vision_depth=1,
+        vision_hidden_size=32,
+        vision_num_heads=2,
+        vision_intermediate_size=32,
+        full_attention_blocks=(0,),
+        mrope_section=(2, 3, 3),
+    ),
+    defaults=replace(MINIATURE.defaults, width=48, height=32, num_frames=5, steps=3),
+)
+
+
+def byte_tokenizer(specials: list[str], end: str | None = None) -> Tokenizer:
+    """One token a byte, after the special tokens; `end` closes every text."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: number for number, token in enumerate([*specials, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in specials])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    if end is not None:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"$A {end}", special_tokens=[(end, vocab[end])]
+        )
+    return tokenizer
+
+
+def random_encoders(preset: Preset = TOY_PRESET, seed: int = 0) -> Encoders:
+    torch.manual_seed(seed)
+    words = byte_tokenizer(list(VLM_SPECIALS))
+    generator = torch.Generator().manual_seed(seed)
+    return Encoders(
+        text=TextEncoder(
+            build_text_model(preset.text), byte_tokenizer(SPECIALS, end="</s>"), preset.text
+        ),
+        vae=VAE(
+            build_vae(preset.vae),
+            torch.randn(16, generator=generator),
+            torch.rand(16, generator=generator) + 0.5,
+            preset.vae,
+        ),
+        vlm=VLM(build_vlm(preset.vlm, special_ids(words)), words, preset.vlm),
+    )
+
+
+def random_engine(seed: int = 0, **options: object) -> Engine:
+    """The whole stack with random weights; the DiT's speak loudly."""
+    dit = random_dit(TOY_PRESET.dit, seed).requires_grad_(False)
+    return Engine(dit, random_encoders(seed=seed), TOY_PRESET, f"random-{seed}", **options)
+
+
+def picture(name: str, colour: tuple[int, int, int] = (200, 30, 30), size: int = 40) -> Reference:
+    """A disc on white."""
+    image = Image.new("RGB", (size, size), "white")
+    ImageDraw.Draw(image).ellipse((4, 4, size - 5, size - 10), fill=colour)
+    return Reference.from_image(name, image)
+
+
+@pytest.fixture(scope="session")
+def engine() -> Engine:
+    return random_engine()

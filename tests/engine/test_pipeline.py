@@ -1,0 +1,160 @@
+"""The engine end to end, on random weights: exactness, progress, cancelling, no leaks."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from engine import flow
+from engine.encodings import stack
+from engine.errors import Cancelled, SpecError
+from engine.pipeline import Progress, noise
+from engine.sample import Step
+from engine.spec import Guidance, Spec
+from tests.engine.conftest import TOY_PRESET, picture, random_engine
+
+SPEC = Spec.of(TOY_PRESET, "@anna waves to @bob", ("anna", "bob"), seed=7)
+CAST = [picture("anna"), picture("bob", (20, 40, 220))]
+
+
+def test_same_seed_same_bytes_and_another_seed_another_video(engine):
+    one, two = engine.generate(SPEC, CAST), engine.generate(SPEC, CAST)
+    assert one.frames.shape == (5, 32, 48, 3) and one.fps == 8
+    assert one.mp4() == two.mp4()
+    other = engine.generate(replace(SPEC, seed=8), CAST)
+    assert not np.array_equal(one.frames, other.frames)
+
+
+def test_a_fresh_engine_gives_the_same_bytes(engine):
+    """Nothing of an earlier request is kept: not even by the cache's being warm."""
+    warm = engine.generate(SPEC, CAST)
+    engine.generate(replace(SPEC, prompt="@bob and @anna, @bob"), CAST[::-1])
+    assert np.array_equal(engine.generate(SPEC, CAST).frames, warm.frames)
+    assert np.array_equal(random_engine().generate(SPEC, CAST).frames, warm.frames)
+
+
+def test_pictures_bind_by_name_whatever_their_order(engine):
+    assert np.array_equal(
+        engine.generate(SPEC, CAST).frames, engine.generate(SPEC, CAST[::-1]).frames
+    )
+    swapped = [replace(CAST[0], name="bob"), replace(CAST[1], name="anna")]
+    assert not np.array_equal(
+        engine.generate(SPEC, CAST).frames, engine.generate(SPEC, swapped).frames
+    )
+
+
+@pytest.mark.parametrize("cast", [[], CAST[:1], [*CAST, picture("carl")], [CAST[0], CAST[0]]])
+def test_names_and_pictures_must_match(engine, cast):
+    with pytest.raises(SpecError) as caught:
+        engine.generate(SPEC, cast)
+    assert caught.value.field == "subjects"
+
+
+def test_without_subjects_it_is_text_to_video(engine):
+    spec = Spec.of(TOY_PRESET, "a sunny meadow", seed=7)
+    assert engine.generate(spec, []).frames.shape == (5, 32, 48, 3)
+
+
+@pytest.mark.parametrize("solver", ["euler", "unipc"])
+@pytest.mark.parametrize("mode", ["single", "dual"])
+def test_solvers_and_guidance(engine, solver, mode):
+    spec = replace(SPEC, solver=solver, guidance=Guidance(mode=mode))
+    assert engine.generate(spec, CAST).frames.std() > 0
+
+
+def test_progress_tells_every_stage_and_step_with_previews(engine):
+    told: list[Progress] = []
+    engine.generate(replace(SPEC, steps=4), CAST, told.append)
+    assert [(p.stage, p.step) for p in told] == [
+        ("encode", 0),
+        ("denoise", 0),
+        ("denoise", 1),
+        ("denoise", 2),
+        ("denoise", 3),
+        ("denoise", 4),
+        ("decode", 4),
+    ]
+    assert all(p.num_steps == 4 for p in told)
+    assert sum(p.preview is not None for p in told) == 3
+    assert told[2].preview.startswith(b"\xff\xd8")
+
+
+def test_watching_changes_nothing(engine):
+    watched = engine.generate(SPEC, CAST, lambda progress: None)
+    assert np.array_equal(watched.frames, engine.generate(SPEC, CAST).frames)
+
+
+@pytest.mark.parametrize("stop_at", [0, 1, 2])
+def test_cancels_within_one_step(engine, stop_at):
+    steps: list[int] = []
+    handle = engine.dit.head.register_forward_hook(lambda *_: steps.append(1))
+
+    def stop(progress: Progress) -> None:
+        if progress.stage == "denoise" and progress.step == stop_at:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        engine.generate(SPEC, CAST, stop)
+    handle.remove()
+    assert len(steps) == 2 * stop_at
+
+
+def test_conditions_are_computed_once_per_request(engine):
+    calls = {"text": 0, "stream": 0, "step": 0}
+    watched = {
+        "text": engine.dit.text_embedding,
+        "stream": engine.dit.subject_blocks[0],
+        "step": engine.dit.head,
+    }
+
+    def count(name: str):  # noqa: ANN202
+        def hook(*_: object) -> None:
+            calls[name] += 1
+
+        return hook
+
+    handles = [module.register_forward_hook(count(name)) for name, module in watched.items()]
+    engine.generate(replace(SPEC, steps=5), CAST)
+    for handle in handles:
+        handle.remove()
+    assert calls == {"text": 2, "stream": 1, "step": 10}
+
+
+def test_encoders_run_once_for_a_request_that_comes_again():
+    engine = random_engine()
+    calls: list[int] = []
+    engine.encoders.text.model.register_forward_hook(lambda *_: calls.append(1))
+    engine.generate(SPEC, CAST)
+    first = len(calls)
+    engine.generate(replace(SPEC, seed=99), CAST)
+    assert len(calls) == first == 2
+    engine.generate(SPEC, CAST, scope="somebody else")
+    assert len(calls) == 2 * first
+
+
+def test_a_run_resumes_to_the_same_bits(engine):
+    for solver in ("euler", "unipc"):
+        plan = flow.schedule(solver, 5, 3.0)
+        request, negative = (stack([e]) for e in engine.encode(SPEC, CAST))
+        saved: list[Step] = []
+        given = (request, negative, [3], (16, 2, 8, 12), plan, Guidance())
+        whole = engine.sample(*given, on_step=saved.append)
+        again = engine.sample(*given, resume=saved[1])
+        assert torch.equal(whole, again)
+
+
+def test_a_batch_is_its_requests(engine):
+    """Evaluation samples many at once; each must be what it would be alone."""
+    solo = Spec.of(TOY_PRESET, "@carl spins", ("carl",))
+    encoded = [engine.encode(SPEC, CAST)[0], engine.encode(solo, [picture("carl")])[0]]
+    negative = stack([engine.encode(solo, [picture("carl")])[1]])
+    plan, shape = flow.schedule("euler", 3, 1.0), (16, 2, 8, 12)
+    both = engine.sample(stack(encoded), negative, [1, 2], shape, plan, Guidance())
+    for row, one in enumerate(encoded):
+        alone = engine.sample(stack([one]), negative, [row + 1], shape, plan, Guidance())
+        torch.testing.assert_close(both[row : row + 1], alone, rtol=2e-3, atol=2e-3)
+
+
+def test_noise_of_a_row_is_its_seeds_own():
+    assert torch.equal(noise([3, 4], (2, 5))[1:], noise([4], (2, 5)))
