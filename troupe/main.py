@@ -1,8 +1,19 @@
-"""The console script: one typer application, one module per command, imported only when used."""
+"""The console script: one typer application, one module per command.
+
+Nothing here or in the commands' own imports loads torch: `troupe --help` answers at once.
+"""
 
 import typer
 
+from troupe.demo import demo
+from troupe.doctor import doctor
+from troupe.generate import generate
+from troupe.train import train
+from troupe.up import up
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+for _command in (demo, generate, up, doctor, train):
+    app.command()(_command)
 
 
 @app.callback()

