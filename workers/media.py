@@ -1,6 +1,5 @@
 """What of a finished video is kept: the mp4, a thumbnail, a contact sheet beside its references."""
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -8,9 +7,7 @@ from typing import TYPE_CHECKING
 from engine.spec import Reference
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from engine.pipeline import Video
+    from engine.video import Video
 
 
 @dataclass(frozen=True)
@@ -23,17 +20,16 @@ class Media:
 
 
 def render(video: "Video", references: Sequence[Reference]) -> Media:
-    """Encode all three. engine.video is imported here because only the child may reach it."""
-    from engine.video import contact_sheet, thumbnail
+    """Encode all three; small frames are enlarged by a whole factor, for viewing.
+
+    Raises:
+        VideoError: the encoder or its scratch disk refused.
+    """
+    # Imported here: it brings the codecs, which the parent process has no use for.
+    from engine.video import picture_bytes
 
     return Media(
-        video=video.mp4(),
-        thumbnail=_encoded(thumbnail(video), "JPEG"),
-        spritesheet=_encoded(contact_sheet(video, references), "PNG"),
+        video=video.mp4(video.view_scale()),
+        thumbnail=video.thumbnail(),
+        spritesheet=picture_bytes(video.contact_sheet(references), "PNG"),
     )
-
-
-def _encoded(image: "Image", form: str) -> bytes:
-    out = io.BytesIO()
-    image.save(out, form)
-    return out.getvalue()

@@ -28,9 +28,6 @@ class Settings(ServiceSettings):
         gt=0,
         description="Seconds between two tries to load a checkpoint that was refused.",
     )
-    preview_every: int = Field(
-        default=4, ge=1, description="Denoising steps between two previews that are kept."
-    )
     reap_every_s: float = Field(
         default=1, gt=0, description="Seconds between two rounds of the reaper."
     )

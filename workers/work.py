@@ -15,7 +15,8 @@ from workers import media
 from workers.boot import Station
 
 if TYPE_CHECKING:
-    from engine.pipeline import Progress, Video
+    from engine.pipeline import Progress
+    from engine.video import Video
 
 log = logging.getLogger(__name__)
 
@@ -73,8 +74,8 @@ class Work:
             self._stop("leave")
         if progress.stage != self._stage:
             self.enter(progress.stage)
+        share = progress.step / max(progress.num_steps, 1) if progress.stage == "denoise" else 0.0
         low, high = SPANS[progress.stage]
-        share = progress.step / max(progress.num_steps, 1)
         told: dict[str, str | int | float] = {"stage": progress.stage}
         if progress.stage == "denoise":
             told |= {"step": progress.step, "steps": progress.num_steps}
@@ -100,9 +101,8 @@ class Work:
             log.warning("%s: files of attempt left behind: %s", self._claim.job_id, error)
 
     def _preview(self, progress: "Progress") -> dict[str, str | int | float]:
-        """Every few steps the engine's preview is kept; a failing store must not cost the job."""
-        every = self._place.settings.preview_every
-        if progress.preview is None or progress.step % every:
+        """The engine's previews are kept; a store that fails here must not cost the job."""
+        if progress.preview is None:
             return {}
         try:
             blob = self._place.blobs.put(f"{self._prefix}/preview", progress.preview, ".jpg")

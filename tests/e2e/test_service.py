@@ -3,6 +3,7 @@
 Only the engine is scripted (tests/workers/scripted.py), because these are tests of the queue.
 """
 
+import io
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -12,7 +13,9 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from PIL import Image
 
+from engine.video import Video
 from tests.service.rig import Service, picture, redis_url, settings, wait_for
 from workers.settings import Settings
 
@@ -94,9 +97,11 @@ def test_a_job_goes_in_and_a_video_comes_out(running: Service) -> None:
     order = ["queued", "in_progress", "completed"]
     assert statuses == sorted(statuses, key=order.index)
     assert any(video["preview"] for video in seen)
-    assert content(running, last["id"]).headers["content-type"] == "video/mp4"
-    assert content(running, last["id"], "thumbnail").content == b"thumbnail"
-    assert content(running, last["id"], "spritesheet").content == b"sheet"
+    film = Video.from_mp4(content(running, last["id"]).content)
+    assert (len(film.frames), film.fps) == (last["num_frames"], last["fps"])
+    for variant, form in (("thumbnail", "JPEG"), ("spritesheet", "PNG")):
+        data = content(running, last["id"], variant).content
+        assert Image.open(io.BytesIO(data)).format == form
     assert last["timings"]["denoise_s"] >= 0.5
 
 

@@ -71,7 +71,6 @@ def settings(redis_url: str, tmp_path: Path) -> Settings:
         ring_after_s=0.2,
         reap_every_s=0.1,
         reload_after_s=0.2,
-        preview_every=2,
     )
 
 

@@ -10,29 +10,26 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from engine.errors import CheckpointError, SpecError
 from engine.presets import MINIATURE, Preset
 from engine.spec import Reference, Spec
+from engine.video import Video
 
 
+@dataclass(frozen=True)
 class ScriptedProgress:
-    """The fields of engine.pipeline.Progress."""
+    """The fields of engine.pipeline.Progress, whose module needs torch."""
 
-    def __init__(self, stage: str, step: int, num_steps: int, preview: bytes | None = None) -> None:
-        self.stage = stage
-        self.step = step
-        self.num_steps = num_steps
-        self.preview = preview
-
-
-class ScriptedVideo:
-    """Bytes that tell what they were made from."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
+    stage: str
+    step: int
+    num_steps: int
+    preview: bytes | None = None
 
 
 class ScriptedEngine:
@@ -50,18 +47,21 @@ class ScriptedEngine:
         spec: Spec,
         references: Sequence[Reference],
         on_progress: Callable[[Any], None],
-    ) -> ScriptedVideo:
+    ) -> Video:
         """Walks through the stages as the real one does."""
-        on_progress(ScriptedProgress("encode", 1, 1))
+        on_progress(ScriptedProgress("encode", 0, spec.steps))
+        on_progress(ScriptedProgress("denoise", 0, spec.steps))
         for step in range(1, spec.steps + 1):
             self._act(spec, step)
             preview = f"preview {step}".encode()
             on_progress(ScriptedProgress("denoise", step, spec.steps, preview))
-        on_progress(ScriptedProgress("decode", 1, 1))
+        on_progress(ScriptedProgress("decode", spec.steps, spec.steps))
         digest = hashlib.sha256(repr(spec).encode())
         for one in references:
             digest.update(one.name.encode() + one.rgb)
-        return ScriptedVideo(digest.hexdigest().encode() * 100)
+        frames = np.zeros((spec.num_frames, spec.height, spec.width, 3), np.uint8)
+        frames[:] = list(digest.digest()[:3])
+        return Video(frames, spec.fps)
 
     def _act(self, spec: Spec, step: int) -> None:
         time.sleep(self._step_s if "slow" in spec.prompt else 0)
@@ -88,10 +88,3 @@ def load_scripted(folder: Path) -> ScriptedEngine:
     if broken.exists():
         raise CheckpointError(broken.read_text())
     return ScriptedEngine(float(os.environ.get("TEST_STEP_S", "0.1")), folder)
-
-
-def render_scripted(video: ScriptedVideo, references: Sequence[Reference]) -> Any:
-    """In the place of workers.media.render."""
-    from workers.media import Media
-
-    return Media(video.data, b"thumbnail", b"sheet")

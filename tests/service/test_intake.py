@@ -1,0 +1,104 @@
+"""The child that decodes: refusals become errors that name the field, and limits hold."""
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from service import decode, intake
+from service.errors import RequestError
+from service.intake import Intake, Upload
+from service.settings import Settings
+from tests.service.rig import picture
+
+
+@pytest.fixture
+def door() -> Iterator[Intake]:
+    found = Intake(Settings(max_picture_mb=1, decode_timeout_s=5))
+    yield found
+    found.close()
+
+
+def test_pictures_come_back_clean_and_in_order(door: Intake) -> None:
+    uploads = [Upload("images", f"{n}.png", picture("red", (20 + n, 20))) for n in range(3)]
+    out = door.clean(uploads)
+    assert out == [decode.clean(upload.data, 25) for upload in uploads]
+
+
+@pytest.mark.parametrize(
+    ("data", "words", "status"),
+    [
+        (b"", "is empty", 400),
+        (b"text", "is not a PNG, JPEG or WebP picture", 400),
+        (picture()[:60], "damaged", 400),
+        (bytes(1_000_001), "is 1.0 MB; at most 1 MB", 413),
+    ],
+)
+def test_refusals_name_field_and_file(door: Intake, data: bytes, words: str, status: int) -> None:
+    good = Upload("images", "good.png", picture())
+    with pytest.raises(RequestError, match=words) as told:
+        door.clean([good, Upload("images", "bad.png", data)])
+    assert (told.value.param, told.value.reason) == ("images", "invalid_image")
+    assert told.value.http_status == status
+    assert "'bad.png'" in str(told.value)
+
+
+def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    child = tmp_path / "child.py"
+    child.write_text(code)
+    monkeypatch.setattr(decode, "__file__", str(child))
+
+
+def test_a_decoder_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mark = tmp_path / "pid"
+    code = f"import os, time; open({str(mark)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    script(tmp_path, monkeypatch, code)
+    door = Intake(Settings(decode_timeout_s=1.5))
+    begin = time.monotonic()
+    with pytest.raises(RequestError, match="longer than 1.5 s"):
+        door.clean([Upload("images", "a.png", picture())])
+    assert time.monotonic() - begin < 10
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(mark.read_text()), 0)
+    door.close()
+
+
+def test_a_decoder_that_dies_takes_nobody_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script(tmp_path, monkeypatch, "import os; os.abort()")
+    door = Intake(Settings())
+    with pytest.raises(RequestError, match="damaged, or needs too much memory"):
+        door.clean([Upload("images", "a.png", picture())])
+    door.close()
+
+
+def test_the_child_has_a_limit_on_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real child's main, around a decoder that asks for 4 GB."""
+    code = (
+        "import importlib.util, sys\n"
+        f"spec = importlib.util.spec_from_file_location('decode', {decode.__file__!r})\n"
+        "child = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(child)\n"
+        "child.clean = lambda data, limit: bytes(4 << 30)[:1]\n"
+        "sys.exit(child.main(sys.argv[1:]))\n"
+    )
+    script(tmp_path, monkeypatch, code)
+    door = Intake(Settings())
+    with pytest.raises(RequestError, match="too much memory"):
+        door.clean([Upload("images", "a.png", picture())])
+    door.close()
+
+
+def test_the_environment_adds_no_code_to_the_child(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "PIL.py").write_text("raise SystemExit('taken over')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    door = Intake(Settings())
+    assert door.clean([Upload("images", "a.png", picture())])
+    door.close()
+    assert intake.decode is decode
