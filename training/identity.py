@@ -1,0 +1,226 @@
+"""The identity encoder: a crop of one character -> a unit vector that says who it is.
+
+Trained with the additive angular margin of ArcFace (Deng et al. 2019, arXiv 1801.07698, eq. 3) over
+thousands of characters and their near-twins, each seen in many poses, lights, expressions and
+backgrounds. It measures only; the generator never sees its gradient in supervised training.
+
+Legend: N crops, C colours (3), H W pixels, D embedding (128), I identities, V views of an identity.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from training import detector
+from training.convnet import Trunk, load, save
+from training.crops import CROP, cut, jitter, occlude, to_unit, wear
+from training.gallery import SLACK, VIEW, Gallery, load_or_build
+from training.loop import LoopConfig, run as train
+from training.world import oracle
+from training.world.identity import FACTOR_NAMES, FACTORS
+
+FOLDER = Path("runs/identity")
+NUM_IDENTITIES, NUM_HELD_OUT = 8000, 400
+WIDTHS = (32, 64, 128)
+DIM = 128
+SIZES = tuple(len(FACTORS[name]) for name in FACTOR_NAMES)
+MARGIN, MARGIN_STEPS = 0.25, 500
+FACTOR_WEIGHT = 0.25
+BATCH = 128
+
+
+class IdentityEncoder(nn.Module):
+    """Crops [N, 3, 48, 48] in [-1, 1] -> unit vectors [N, 128]; the cosine of two of them is the
+    similarity of two characters."""
+
+    def __init__(self, widths: tuple[int, ...] = WIDTHS, dim: int = DIM) -> None:
+        super().__init__()
+        self.trunk = Trunk(widths)
+        # Flatten, not average: where a colour sits (hat, body) is part of who it is.
+        self.squeeze = nn.Conv2d(widths[-1], 48, 1)
+        self.head = nn.Linear(48 * 36, dim)
+
+    def forward(self, crops_NCHW: Tensor) -> Tensor:
+        h = self.squeeze(self.trunk(crops_NCHW)).flatten(1)
+        return F.normalize(self.head(h).float(), dim=-1)
+
+
+class ArcMargin(nn.Module):
+    """ArcFace, eq. 3: cross-entropy of s·cos(θ + m) at the true identity, s·cos θ elsewhere."""
+
+    def __init__(self, identities: int, dim: int = DIM, scale: float = 28.0) -> None:
+        super().__init__()
+        self.class_embedding = nn.Parameter(torch.randn(identities, dim) / math.sqrt(dim))
+        self.scale = scale
+
+    def forward(self, unit_ND: Tensor, labels_N: Tensor, margin: float) -> Tensor:
+        """Mean loss over the crops; `margin` in radians (it is warmed up from 0)."""
+        cos_NI = unit_ND @ F.normalize(self.class_embedding.float(), dim=-1).T
+        own = cos_NI.gather(1, labels_N[:, None]).clamp(-1 + 1e-6, 1 - 1e-6)
+        # Beyond π - m the shifted angle would make the loss fall again; the paper's code clips too.
+        angle = (own.acos() + margin).clamp_max(math.pi)
+        logits = cos_NI.scatter(1, labels_N[:, None], angle.cos())
+        return F.cross_entropy(self.scale * logits, labels_N)
+
+
+class Trainer(nn.Module):
+    """The encoder and what it is trained against; only the encoder is kept.
+
+    Besides ArcFace's classes a linear head has to name every factor from the embedding: thousands
+    of classes with a few dozen pictures each teach slowly, and this carries the first minutes.
+    """
+
+    def __init__(self, identities: int) -> None:
+        super().__init__()
+        self.encoder = IdentityEncoder()
+        self.margin = ArcMargin(identities)
+        self.factor_head = nn.Linear(DIM, sum(SIZES))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """crops_NCHW in [-1, 1], labels_N (identity numbers of the gallery), factors_NF, margin in
+    radians."""
+
+    crops_NCHW: Tensor
+    labels_N: Tensor
+    factors_NF: Tensor
+    margin: float
+
+
+def reference_crops(references: Tensor) -> Tensor:
+    """Reference pictures uint8 [..., 64, 64, 3] -> crops [N, 3, 48, 48]: the whole picture."""
+    pictures = to_unit(references.flatten(0, -4))
+    half, side = pictures.shape[-1] / 2, float(pictures.shape[-1])
+    return cut(pictures, torch.tensor([[half, half, side]]).expand(len(pictures), 3), CROP)
+
+
+def draw_crops(gallery: Gallery, who_N: Tensor, *, amount: float, clean: bool = False) -> Tensor:
+    """One picture of each: 40 % a reference, 60 % cut from a scene, with the detector's jitter and
+    (unless `clean`) with what stands in front of it and what a codec does to it."""
+    dice = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
+    picture_NHWC = gallery.references_IRHWC[who_N, torch.randint(6, who_N.shape)]
+    side = picture_NHWC.shape[2]
+    square = torch.tensor([[side / 2, side / 2, float(side)]]).expand(len(who_N), 3)
+    portraits = cut(to_unit(picture_NHWC), jitter(square, amount, dice))
+    views = draw_views(gallery, who_N, amount)
+    crops = torch.where(torch.rand(len(who_N), 1, 1, 1) < 0.4, portraits, views)
+    return crops if clean else wear(occlude(crops, dice), dice)
+
+
+def draw_views(gallery: Gallery, who_N: Tensor, amount: float) -> Tensor:
+    """A crop of each out of some scene, jittered."""
+    dice = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
+    view_NHWC = gallery.views_IVHWC[who_N, torch.randint(gallery.views_IVHWC.shape[1], who_N.shape)]
+    square = torch.tensor([[VIEW / 2, VIEW / 2, VIEW / SLACK]]).expand(len(who_N), 3)
+    return cut(to_unit(view_NHWC), jitter(square, amount, dice))
+
+
+def draw_batch(gallery: Gallery, index: int, size: int = BATCH) -> Batch:
+    """Half the batch are near-twins of the other half: 2i and 2i+1 of the gallery."""
+    first = torch.randint(len(gallery.factors_IF), (size // 2,))
+    who = torch.cat([first, first ^ 1])
+    margin = MARGIN * min(1.0, index / MARGIN_STEPS)
+    return Batch(draw_crops(gallery, who, amount=0.07), who, gallery.factors_IF[who].long(), margin)
+
+
+def loss(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    """ArcFace over the classes of the gallery + 0.25 x the cross-entropies of the factors."""
+    assert isinstance(model, Trainer)
+    unit = model.encoder(batch.crops_NCHW.to(memory_format=torch.channels_last))
+    arc = model.margin(unit, batch.labels_N, batch.margin)
+    parts = model.factor_head(8 * unit).float().split(SIZES, dim=1)
+    named = [F.cross_entropy(p, batch.factors_NF[:, i]) for i, p in enumerate(parts)]
+    factor = torch.stack(named).sum()
+    return {"loss": arc + FACTOR_WEIGHT * factor, "arc": arc.detach(), "factor": factor.detach()}
+
+
+def separation(own: Tensor, twin: Tensor, other_PI: Tensor) -> dict[str, float]:
+    """How well cosines tell identities apart, from P probes.
+
+    own [P]: probe against its own reference; twin [P]: against its near-twin's; other_PI: against
+    references of strangers. tar: share of own above the 99th percentile of strangers.
+    """
+    threshold = other_PI.flatten().quantile(0.99) if other_PI.numel() < 10_000_000 else other_PI.max()
+    best_other = torch.maximum(other_PI.amax(1), twin)
+    return {
+        "same": float(own.mean()),
+        "same_sd": float(own.std()),
+        "other": float(other_PI.mean()),
+        "other_sd": float(other_PI.std()),
+        "twin": float(twin.mean()),
+        "rank1": float((own > best_other).float().mean()),
+        "beats_twin": float((own > twin).float().mean()),
+        "tar_at_1_far": float((own > threshold).float().mean()),
+    }
+
+
+@torch.no_grad()
+def examine(encoder: IdentityEncoder, gallery: Gallery, *, worn: bool = False) -> dict[str, float]:
+    """`separation` of one view of each held-out identity from everybody's first reference."""
+    torch.manual_seed(0)
+    num = len(gallery.factors_IF)
+    probes = draw_views(gallery, torch.arange(num), 0.03)
+    probes = wear(probes, torch.Generator().manual_seed(0)) if worn else probes
+    cos_PI = encoder(probes) @ encoder(reference_crops(gallery.references_IRHWC[:, 0])).T
+    rows = torch.arange(num)
+    stranger = torch.ones(num, num, dtype=torch.bool)
+    stranger[rows, rows] = stranger[rows, rows ^ 1] = False
+    return separation(cos_PI.diagonal(), cos_PI[rows, rows ^ 1], cos_PI[stranger].view(num, num - 2))
+
+
+@torch.no_grad()
+def draw_sheet(encoder: IdentityEncoder, gallery: Gallery, path: Path, rows: int = 12) -> None:
+    """Rows of: a view, its own reference, then the five references most similar to the view."""
+    views = draw_views(gallery, torch.arange(rows), 0.03)
+    references = reference_crops(gallery.references_IRHWC[:, 0])
+    best = (encoder(views) @ encoder(references).T).topk(5).indices
+    lines = [torch.cat([views[i], references[i], *references[best[i]]], -1) for i in range(rows)]
+    pixels = ((torch.cat(lines, -2) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0)
+    Image.fromarray(pixels.numpy()).save(path)
+
+
+def load_identity(path: Path) -> IdentityEncoder:
+    """The encoder of a file written by `run`, ready to measure."""
+    return load(IdentityEncoder(), path)
+
+
+def train_encoder(gallery: Gallery, held_out: Gallery, minutes: float = 8.0) -> None:
+    """Writes identity.safetensors; sheets and curves under encoder/."""
+    config = LoopConfig("identity", minutes=minutes, lr=2e-3, muon_lr=0.02, sheet_every=400,
+                        ema=0.995, warmup=50, decay_fraction=0.35)
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        worn = examine(model.encoder, held_out, worn=True)
+        return examine(model.encoder, held_out) | {f"worn_{k}": v for k, v in worn.items()}
+
+    train(
+        config, Trainer(len(gallery.factors_IF)), loss, lambda index: draw_batch(gallery, index),
+        sheet_fn=lambda model, path: draw_sheet(model.encoder, held_out, path),
+        eval_fn=evaluate,
+        export_fn=lambda model, _: save(model.encoder, FOLDER / "identity.safetensors"),
+        folder=FOLDER / "encoder",
+    )
+
+
+def galleries() -> tuple[Gallery, Gallery]:
+    """The pictures to learn from and those of held-out identities; drawn on first use."""
+    return (
+        load_or_build(FOLDER / "gallery.safetensors", NUM_IDENTITIES, 0),
+        load_or_build(FOLDER / "heldout.safetensors", NUM_HELD_OUT, 1, held_out=True),
+    )
+
+
+def run() -> None:
+    """The recipe `miniature_identity`: encoder, detector and oracle, each resumable by itself."""
+    seen, held_out = galleries()
+    train_encoder(seen, held_out)
+    detector.train_detector(seen, held_out, FOLDER)
+    oracle.train_oracle(seen, held_out, FOLDER)
