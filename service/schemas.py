@@ -144,10 +144,12 @@ class CreateVideo(_Closed):
         limits = preset.limits
         if self.num_frames is not None:
             raise SpecError("seconds", "give seconds or num_frames, not both")
+        if not limits.min_fps <= fps <= limits.max_fps:
+            raise SpecError("fps", f"must lie between {limits.min_fps} and {limits.max_fps}")
         assert self.seconds is not None
         frames = 4 * round((self.seconds * fps - 1) / 4) + 1
         if self.seconds <= 0 or not limits.min_frames <= frames <= limits.max_frames:
-            low, high = limits.min_frames / max(fps, 1), limits.max_frames / max(fps, 1)
+            low, high = limits.min_frames / fps, limits.max_frames / fps
             raise SpecError(
                 "seconds",
                 f"must lie between {low:g} and {high:g} at {fps} frames a second,"
