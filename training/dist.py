@@ -99,14 +99,15 @@ def _member(
         td.destroy_process_group()
 
 
-def shard(model: nn.Module, blocks: Iterable[nn.Module]) -> nn.Module:
+def shard(model: nn.Module, blocks: Iterable[nn.Module], bf16: bool = True) -> nn.Module:
     """FSDP2: parameters, gradients and moments of `blocks` and of the rest live in slices.
 
     bf16 compute, fp32 master weights and reductions. The module keeps its class and names.
     """
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    compute = torch.bfloat16 if bf16 else torch.float32
+    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
     for block in blocks:
         fully_shard(block, mp_policy=policy)
     fully_shard(model, mp_policy=policy)

@@ -1,0 +1,116 @@
+"""SFT end to end at a small size: it learns, resumes, and two processes equal one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from engine.dit import WanDiT
+from engine.presets import Preset
+from training import dist, sft
+from training.data.loader import Loader
+from training.data.shards import Table
+from training.loop import LoopConfig
+from training.report import read_log
+
+LOOP = LoopConfig("sft", steps=4, lr=2e-3, muon_lr=0.02, warmup=1, sheet_every=0, log_every=1)
+
+
+@pytest.fixture(scope="module")
+def config(
+    tmp_path_factory: pytest.TempPathFactory, encoder_folder: Path, small_preset: Preset
+) -> sft.SftConfig:
+    """A run over two shards of six clips, which are written here."""
+    data = sft.DataConfig(
+        tmp_path_factory.mktemp("shards"), encoder_folder, plan=((0, 2),), rows=6, batch_size=2
+    )
+    config = sft.SftConfig(LOOP, data, small_preset)
+    sft.precompute_part(config, 2)
+    return config
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "state" / "train.safetensors")
+
+
+def test_two_processes_equal_one_that_accumulates(config: sft.SftConfig, tmp_path: Path) -> None:
+    config = replace(config, loop=replace(LOOP, steps=2, bf16=False))
+    alone = replace(config, loop=replace(config.loop, accumulate=2))
+    sft.train(alone, tmp_path / "one")
+    dist.launch(partial(_train, config, tmp_path / "two"), 2)
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=2e-4)
+
+
+def _train(config: sft.SftConfig, folder: Path) -> None:
+    sft.train(config, folder)
+
+
+def test_it_learns_writes_sheets_and_exports(config: sft.SftConfig, tmp_path: Path) -> None:
+    config = replace(config, loop=replace(LOOP, steps=30, sheet_every=30, ema=0.5))
+    outcome = sft.train(config, tmp_path)
+    assert outcome.finished
+    losses = [row["loss"] for row in read_log(tmp_path / "log.jsonl")]
+    assert sum(losses[-8:]) < 0.9 * sum(losses[:8])
+    assert (tmp_path / "sheets" / "step_000030.png").read_bytes()[:4] == b"\x89PNG"
+    assert (tmp_path / "curves.png").exists()
+    exported = load_file(tmp_path / "dit.safetensors")
+    assert exported.keys() == outcome.ema.state_dict().keys()
+    assert all(t.dtype == torch.bfloat16 for t in exported.values())
+
+
+def test_stopped_and_continued_is_bit_equal(config: sft.SftConfig, tmp_path: Path) -> None:
+    sft.train(config, tmp_path / "whole")
+    half = replace(config, loop=replace(LOOP, schedule="constant", steps=2))
+    full = replace(config, loop=replace(LOOP, schedule="constant", steps=4))
+    sft.train(full, tmp_path / "whole_constant")
+    sft.train(half, tmp_path / "parts")
+    sft.train(full, tmp_path / "parts")
+    one, two = weights(tmp_path / "whole_constant"), weights(tmp_path / "parts")
+    assert all(torch.equal(one[n], two[n]) for n in one)
+
+
+def test_lora_trains_adapters_and_exports_both(config: sft.SftConfig, tmp_path: Path) -> None:
+    base = WanDiT(config.preset.dit)
+    from engine import checkpoint
+
+    (tmp_path / "base.safetensors").write_bytes(checkpoint.tensor_bytes(base.state_dict()))
+    config = replace(config, lora=2, base=tmp_path / "base.safetensors")
+    sft.train(config, tmp_path / "run")
+    merged = load_file(tmp_path / "run" / "dit.safetensors")
+    assert merged.keys() == base.state_dict().keys()
+    assert (tmp_path / "run" / "lora.safetensors").exists()
+
+
+def test_masked_rows_learn_the_plain_model(config: sft.SftConfig) -> None:
+    """With everything dropped the stream gets no gradient: those rows are plain Wan."""
+    from training.data.loader import Dropout
+
+    table = Table(config.data.folder())
+    loader = Loader(table, 2, config.data.plan)
+    dit = sft.build(config)
+    dropped = replace(config, dropout=Dropout(everything=1.0))
+    torch.manual_seed(0)
+    sft.velocity_loss(dit, loader.batch(0), dropped)["loss"].backward()
+    stream = [p for n, p in dit.named_parameters() if n.startswith("subject_blocks")]
+    assert all(p.grad is None or not p.grad.any() for p in stream)
+    torch.manual_seed(0)
+    sft.velocity_loss(dit, loader.batch(0), config)["loss"].backward()
+    # the head starts at zero, so at first only it learns
+    assert dit.head.head.weight.grad is not None and dit.head.head.weight.grad.any()
+
+
+def test_missing_vlm_column_is_fine_without_a_vlm(
+    config: sft.SftConfig, tmp_path: Path
+) -> None:
+    preset = replace(config.preset, dit=replace(config.preset.dit, use_vlm=False))
+    config = replace(config, preset=preset, loop=replace(LOOP, steps=1))
+    assert "vlm" not in config.columns
+    assert sft.train(config, tmp_path).finished

@@ -1,0 +1,291 @@
+"""Supervised fine-tuning of the generator: rectified flow on precomputed encodings.
+
+The recipe first encodes clips of the world into shards (skipping what is there), then trains the
+DiT on them in one process or several, with sheets of held-out casts sampled by the engine itself.
+
+Legend: B batch, C channels, F H W latents, S subjects, T frames or text tokens, V VLM tokens.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from engine import checkpoint, flow
+from engine.dit import SubjectInputs, WanDiT
+from engine.encodings import EncodingsBatch
+from engine.pipeline import Engine
+from engine.presets import MINIATURE, Preset
+from engine.spec import Guidance, Reference
+from engine.video import Video
+from training import dist, lora, losses
+from training.data.loader import Batch, Dropout, Loader, drop_conditions
+from training.data.precompute import Sources, load_sources, precompute
+from training.data.shards import COLUMNS, ShardFolder, Table
+from training.loop import LoopConfig, Outcome
+from training.loop import run as run_loop
+from training.world.clip import sample_clip
+
+SHEET_CASES = 8
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """shards: folder of the table. encoders: folder with vae, text and vlm weights.
+
+    plan: (from batch index, number of shards), see `Loader`. rows: clips per shard.
+    """
+
+    shards: Path
+    encoders: Path
+    plan: tuple[tuple[int, int], ...]
+    rows: int = 256
+    batch_size: int = 16
+    mixed: bool = False
+    reference: str = "cross"
+
+    def folder(self, split: str = "train") -> ShardFolder:
+        if split == "train":
+            return ShardFolder(self.shards, self.rows, "train", self.reference)
+        return ShardFolder(self.shards / split, SHEET_CASES, split)
+
+
+@dataclass(frozen=True)
+class SftConfig:
+    """region_gain: weight of errors in subjects' boxes. shift, mean: of the training times.
+
+    base: weights to start from, None for fresh ones. lora: rank of adapters, 0 trains everything.
+    fsdp: parameters in slices over the processes instead of whole in each.
+    """
+
+    loop: LoopConfig
+    data: DataConfig
+    preset: Preset = MINIATURE
+    dropout: Dropout = field(default_factory=Dropout)
+    region_gain: float = 2.5
+    shift: float = 1.0
+    base: Path | None = None
+    lora: int = 0
+    compile: bool = False
+    num_processes: int = 1
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What the model reads: without a VLM its column need not exist."""
+        return COLUMNS if self.preset.dit.use_vlm else tuple(c for c in COLUMNS if c != "vlm")
+
+
+def subject_inputs(batch: Batch) -> SubjectInputs:
+    """The identity stream's input; without VLM tokens in the batch, none."""
+    has_vlm = batch.vlm_BVM.shape[1] > 0
+    return SubjectInputs(
+        refs_BSCHW=batch.refs_BSCHW,
+        tags_BSM=batch.tags_BSM,
+        subject_mask_BS=batch.subject_mask_BS,
+        vlm_BVM=batch.vlm_BVM if has_vlm else None,
+        vlm_mask_BV=batch.vlm_mask_BV if has_vlm else None,
+    )
+
+
+def velocity_loss(
+    velocity: Callable[..., Tensor], batch: Batch, config: SftConfig
+) -> dict[str, Tensor]:
+    """Rectified-flow loss of one batch with dropped conditions and weighted regions."""
+    factor = config.preset.vae.spatial_factor
+    grid = (batch.x0_BCFHW.shape[2], batch.x0_BCFHW.shape[3], batch.x0_BCFHW.shape[4])
+    weight_BFHW = losses.region_weight(
+        batch.boxes_BSTX, batch.subject_mask_BS, grid, factor, config.region_gain
+    )
+    batch = drop_conditions(batch, config.dropout)
+    x_BCFHW, t_B, target_BCFHW = losses.noised(batch.x0_BCFHW, config.shift)
+    v_BCFHW = velocity(x_BCFHW, t_B, batch.text_BTM, subject_inputs(batch))
+    loss_B = losses.flow_matching(v_BCFHW, target_BCFHW, weight_BFHW)
+    return {"loss": loss_B.mean(), **losses.by_time(loss_B.detach(), t_B)}
+
+
+def build(config: SftConfig) -> WanDiT:
+    """The model to train, with its starting weights, frozen but for the adapters under LoRA."""
+    torch.manual_seed(config.loop.seed)
+    dit = WanDiT(config.preset.dit)
+    if config.base is not None:
+        checkpoint.load_strict(dit, config.base)
+    if config.lora:
+        lora.add(dit, config.lora)
+    return dit
+
+
+def train(config: SftConfig, folder: Path | None = None) -> Outcome:
+    """One process's part of a run whose shards are (being) written. See `launch`."""
+    dit = build(config)
+    table = Table(config.data.folder(), config.columns)
+    loader = Loader(
+        table, config.data.batch_size, config.data.plan, config.loop.seed, config.data.mixed
+    )
+    velocity = compiled(dit) if config.compile else dit
+
+    def loss_fn(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        assert model is dit
+        return velocity_loss(velocity, batch, config)
+
+    sheet = Sheet(config) if config.loop.sheet_every and dist.current().is_first else None
+    return run_loop(
+        config.loop,
+        dit,
+        loss_fn,
+        loader.batch,
+        sheet_fn=sheet,
+        export_fn=partial(export, config=config),
+        folder=folder,
+    )
+
+
+def compiled(dit: WanDiT) -> Callable[..., Tensor]:
+    """The forward through torch.compile; one graph for each number of subjects and VLM width."""
+    torch._dynamo.config.recompile_limit = 64
+    velocity: Callable[..., Tensor] = torch.compile(dit, dynamic=False)
+    return velocity
+
+
+def export(ema: nn.Module, folder: Path, config: SftConfig) -> None:
+    """dit.safetensors (bf16); under LoRA the adapters as they are and the merged model."""
+    assert isinstance(ema, WanDiT)
+    if config.lora:
+        lora.save(ema, folder / "lora.safetensors")
+        ema = lora.merged(ema)
+    content = checkpoint.tensor_bytes(ema.state_dict())
+    temporary = folder / ".dit.safetensors.tmp"
+    temporary.write_bytes(content)
+    temporary.replace(folder / "dit.safetensors")
+
+
+@dataclass
+class Sheet:
+    """Held-out casts sampled by the engine: references, true frames, generated frames."""
+
+    config: SftConfig
+    sources: Sources | None = None
+
+    def __call__(self, ema: nn.Module, path: Path) -> None:
+        assert isinstance(ema, WanDiT)
+        sources = self._sources()
+        engine = Engine(ema, sources.encoders, self.config.preset, "training")
+        table = Table(self.config.data.folder("heldout"), self.config.columns)
+        table.extend(1)
+        loader = Loader(table, SHEET_CASES, ((0, 1),), mixed=True)
+        batch = loader.rows(range(SHEET_CASES))
+        latents = generate(engine, batch, seeds=range(SHEET_CASES))
+        _sheet(engine.decode(latents)).save(path)
+
+    def _sources(self) -> Sources:
+        """Encoders and the held-out shard, once."""
+        if self.sources is None:
+            data, columns = self.config.data, self.config.columns
+            self.sources = load_sources(data.encoders, self.config.preset, columns)
+            precompute(data.folder("heldout"), self.sources, 1, columns)
+        return self.sources
+
+
+def generate(engine: Engine, batch: Batch, seeds: Sequence[int]) -> Tensor:
+    """Latents [B, C, F, H, W] of a batch's prompts and subjects, with the preset's defaults."""
+    inputs = EncodingsBatch(
+        text_BTM=batch.text_BTM,
+        refs_BSCHW=batch.refs_BSCHW,
+        tags_BSM=batch.tags_BSM,
+        subject_mask_BS=batch.subject_mask_BS,
+        vlm_BVM=batch.vlm_BVM,
+        vlm_mask_BV=batch.vlm_mask_BV,
+    )
+    none = torch.zeros(1, 0, *batch.refs_BSCHW.shape[2:])
+    negative = EncodingsBatch(
+        text_BTM=batch.null_TM[None],
+        refs_BSCHW=none,
+        tags_BSM=torch.zeros(1, 0, batch.tags_BSM.shape[2]),
+        subject_mask_BS=torch.zeros(1, 0, dtype=torch.bool),
+        vlm_BVM=torch.zeros(1, 0, batch.vlm_BVM.shape[2]),
+        vlm_mask_BV=torch.zeros(1, 0, dtype=torch.bool),
+    )
+    defaults = engine.preset.defaults
+    plan = flow.schedule(defaults.solver, defaults.steps, defaults.shift)
+    shape = tuple(batch.x0_BCFHW.shape[1:])
+    guidance = Guidance(scale=defaults.guidance)
+    device = batch.x0_BCFHW.device.type
+    with torch.autocast(device, torch.bfloat16):
+        return engine.sample(inputs, negative, list(seeds), shape, plan, guidance)  # type: ignore
+
+
+def _sheet(frames_BTHWC: Tensor, num_frames: int = 5) -> Image.Image:
+    """One row per held-out clip: its references with true frames, then the generated frames."""
+    rows = []
+    for seed, frames in enumerate(frames_BTHWC.numpy()):
+        clip = sample_clip(seed, split="heldout")
+        references = [
+            Reference.from_image(name, Image.fromarray(picture))
+            for name, picture in zip(clip.caption.names, clip.references, strict=True)
+        ]
+        truth = Video(clip.frames, 8).contact_sheet(references, num_frames)
+        rows.append((truth, Video(frames, 8).contact_sheet((), num_frames)))
+    left = max(truth.width for truth, _ in rows)
+    heights = [max(truth.height, made.height) for truth, made in rows]
+    page = Image.new("RGB", (left + max(made.width for _, made in rows), sum(heights)), "white")
+    top = 0
+    for (truth, made), height in zip(rows, heights, strict=True):
+        page.paste(truth, (left - truth.width, top))
+        page.paste(made, (left, top))
+        top += height
+    return page.resize((page.width // 2, page.height // 2), Image.Resampling.BOX)
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def precompute_part(config: SftConfig, num_shards: int) -> None:
+    """This process's share of the shards; under `dist.launch` the processes divide them."""
+    group = dist.current()
+    sources = load_sources(config.data.encoders, config.preset, config.columns)
+    precompute(
+        config.data.folder(), sources, num_shards, config.columns,
+        rank=group.rank, num_processes=group.size, tell=_say,
+    )  # fmt: skip
+
+
+def run(config: SftConfig) -> None:
+    """The whole recipe: shards, then training, in `config.num_processes` processes each."""
+    most = max(num for _, num in config.data.plan)
+    dist.launch(partial(precompute_part, config, most), config.num_processes)
+    dist.launch(partial(_train_quietly, config), config.num_processes)
+
+
+def _train_quietly(config: SftConfig) -> None:
+    train(config)
+
+
+def miniature(**changes: Any) -> SftConfig:
+    """The miniature's recipe; `changes` replace fields of its LoopConfig."""
+    runs = Path("runs")
+    config = SftConfig(
+        loop=LoopConfig(
+            "miniature_sft",
+            minutes=75,
+            lr=1.5e-3,
+            muon_lr=0.01,
+            warmup=50,
+            ema=0.998,
+            accumulate=1,
+            save_every_s=120,
+            sheet_every=1000,
+            log_every=20,
+        ),
+        data=DataConfig(runs / "shards", runs / "encoders", plan=((0, 32),), batch_size=16),
+        num_processes=2,
+    )
+    return replace(config, loop=replace(config.loop, **changes))
