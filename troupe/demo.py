@@ -28,6 +28,7 @@ def demo(
     model: Annotated[Path, typer.Option(help="Model folder.")] = MODEL,
     port: Annotated[int, typer.Option(help="Port of the gateway; 0 takes any free one.")] = 0,
     seed: Annotated[int, typer.Option(help="The same seed gives the same video.")] = 7,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps; fewer is faster.")] = None,
 ) -> None:
     """Start the service, make one video of examples/, write it to out/, stop the service.
 
@@ -35,6 +36,8 @@ def demo(
     """
     fields, pictures = read_examples(examples)
     fields["seed"] = str(seed)
+    if steps is not None:
+        fields["steps"] = str(steps)
     stop = stop_on_signals()
     with (
         tempfile.TemporaryDirectory(prefix="troupe-demo-") as state,

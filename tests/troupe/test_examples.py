@@ -31,7 +31,6 @@ def test_prompt_names_exactly_the_pictures() -> None:
     assert {word[1:] for word in prompt.split() if word.startswith("@")} == set(CAST)
 
 
-
 @pytest.mark.parametrize("name", ["anna.png", "bob.png", "prompt.txt"])
 def test_studio_offers_the_same_example(name: str) -> None:
     served = ROOT / "service" / "studio" / "examples" / name

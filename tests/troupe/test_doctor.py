@@ -1,0 +1,63 @@
+"""`troupe doctor` sees what is missing and names a command that mends it."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from troupe import doctor
+from troupe.main import app
+
+
+def test_whole_model_is_well(random_model: Path) -> None:
+    found = doctor.model_folder(random_model)
+    assert found.level == "ok" and "miniature" in found.detail
+
+
+def test_missing_model_is_wrong_and_has_a_remedy(tmp_path: Path) -> None:
+    found = doctor.model_folder(tmp_path)
+    assert found.level == "wrong" and found.remedy
+
+
+def test_altered_model_names_the_file(random_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(random_model, folder)
+    with (folder / "text_tokenizer.json").open("ab") as file:
+        file.write(b" ")
+    found = doctor.model_folder(folder)
+    assert found.level == "wrong" and "text_tokenizer.json" in found.detail
+
+
+def test_missing_need_ends_with_status_1(tmp_path: Path) -> None:
+    told = CliRunner().invoke(app, ["doctor", f"--model={tmp_path}"])
+    assert told.exit_code == 1 and "Missing: model" in told.output
+
+
+def test_silent_redis_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TROUPE_REDIS_URL", "redis://127.0.0.1:1/0")
+    found = doctor.redis_server()
+    assert found.level == "wrong" and "does not answer" in found.detail
+
+
+def test_bundled_redis_is_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TROUPE_REDIS_URL", raising=False)
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    assert doctor.redis_server().level == "ok"
+
+
+def test_absent_extra_is_no_fault() -> None:
+    found = doctor.extra("tensorrt", "no_such_module_here", "compiled engines")
+    assert found.level == "note" and "optional" in found.detail
+
+
+def test_extra_that_does_not_load_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "broken_extra.py").write_text("raise ImportError('libnvinfer is missing')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = doctor.extra("tensorrt", "broken_extra", "compiled engines")
+    assert found.level == "note" and "libnvinfer is missing" in found.detail
+
+
+def test_full_disk_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))
+    assert doctor.disk().level == "wrong"

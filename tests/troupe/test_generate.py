@@ -1,0 +1,142 @@
+"""`troupe generate`: what is typed becomes a Spec, errors name the option, files appear."""
+
+from pathlib import Path
+
+import av
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from engine.errors import SpecError
+from engine.presets import MINIATURE
+from troupe.generate import num_frames, option_of, parse_size, read_subjects
+from troupe.main import app
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+@pytest.mark.parametrize(
+    ("field", "option"),
+    [
+        ("prompt", "--prompt"),
+        ("num_frames", "--frames"),
+        ("width", "--size"),
+        ("height", "--size"),
+        ("negative_prompt", "--negative"),
+        ("guidance.scale", "--guidance"),
+        ("subjects", "--subject"),
+        ("solver", "--solver"),
+        ("--seconds", "--seconds"),
+    ],
+)
+def test_field_of_a_spec_is_told_as_its_option(field: str, option: str) -> None:
+    assert option_of(field) == option
+
+
+def test_size_is_width_by_height() -> None:
+    assert parse_size("96x64") == {"width": 96, "height": 64}
+    assert parse_size(None) == {}
+
+
+@pytest.mark.parametrize("size", ["96", "x64", "96x", "-96x64", "96x64x3", "9e1x64", ""])
+def test_other_sizes_are_refused(size: str) -> None:
+    with pytest.raises(SpecError, match="WIDTHxHEIGHT"):
+        parse_size(size)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "fps", "frames"), [(2.0, None, 17), (2.1, None, 17), (4.0, None, 33), (1.0, 4, 5)]
+)
+def test_seconds_become_frames_on_the_grid(seconds: float, fps: int | None, frames: int) -> None:
+    assert num_frames(MINIATURE, None, seconds, fps) == frames
+
+
+def test_frames_and_seconds_exclude_each_other() -> None:
+    with pytest.raises(SpecError, match="two ways"):
+        num_frames(MINIATURE, 17, 2.0, None)
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])
+def test_impossible_seconds_are_refused(seconds: float) -> None:
+    with pytest.raises(SpecError, match="positive"):
+        num_frames(MINIATURE, None, seconds, None)
+
+
+def test_subjects_keep_their_order() -> None:
+    pairs = [f"bob={EXAMPLES / 'bob.png'}", f"@anna={EXAMPLES / 'anna.png'}"]
+    assert [reference.name for reference in read_subjects(pairs)] == ["bob", "anna"]
+
+
+def test_picture_that_is_none_is_told(tmp_path: Path) -> None:
+    fake = tmp_path / "anna.png"
+    fake.write_text("not a picture")
+    with pytest.raises(SpecError, match="not a picture"):
+        read_subjects([f"anna={fake}"])
+    whole = (EXAMPLES / "anna.png").read_bytes()
+    fake.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(SpecError, match="not a picture"):
+        read_subjects([f"anna={fake}"])
+
+
+def test_missing_picture_is_told(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="there is no file"):
+        read_subjects([f"anna={tmp_path / 'nobody.png'}"])
+
+
+@pytest.mark.parametrize("pair", ["anna", "=anna.png", "anna=", ""])
+def test_pair_must_be_a_pair(pair: str) -> None:
+    with pytest.raises(SpecError, match="NAME=PICTURE"):
+        read_subjects([pair])
+
+
+def test_writes_the_video_and_its_contact_sheet(random_model: Path, tmp_path: Path) -> None:
+    target = tmp_path / "new" / "clip.mp4"
+    told = CliRunner().invoke(
+        app,
+        [
+            "generate",
+            "--prompt=@anna bounces",
+            f"--subject=anna={EXAMPLES / 'anna.png'}",
+            "--frames=5",
+            "--size=32x32",
+            "--steps=1",
+            f"--model={random_model}",
+            f"--out={target}",
+        ],
+    )
+    assert told.exit_code == 0, told.output
+    with av.open(str(target)) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 5
+    with Image.open(target.with_suffix(".png")) as sheet:
+        assert sheet.width > sheet.height > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "told_of"),
+    [
+        (["--prompt=@bob waits"], "--prompt names @bob, but there is no picture"),
+        (["--prompt=", "--seed=1"], "--prompt must not be empty"),
+        (["--prompt=x", "--size=33x64"], "--size must be a multiple of 8"),
+        (["--prompt=x", "--frames=6"], "--frames must be one more than a multiple of 4"),
+        (["--prompt=x", "--guidance=nan"], "--guidance must lie between"),
+        (["--prompt=x", "--solver=magic"], "--solver must be one of"),
+        (["--prompt=x", "--steps=0"], "--steps must lie between"),
+    ],
+)
+def test_error_names_the_option(random_model: Path, options: list[str], told_of: str) -> None:
+    told = CliRunner().invoke(app, ["generate", f"--model={random_model}", *options])
+    assert told.exit_code == 1
+    assert told_of in told.output
+
+
+def test_flipped_byte_in_the_model_is_told(random_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for path in random_model.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    weights = bytearray((folder / "vae.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (folder / "vae.safetensors").write_bytes(weights)
+    told = CliRunner().invoke(app, ["generate", "--prompt=x", f"--model={folder}"])
+    assert told.exit_code == 1
+    assert "vae.safetensors" in told.output and "troupe doctor" in told.output

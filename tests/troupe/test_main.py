@@ -1,0 +1,24 @@
+"""The console script knows its commands, and each of them explains itself."""
+
+import pytest
+from typer.testing import CliRunner
+
+from troupe.main import app
+
+
+def test_help_names_every_command() -> None:
+    told = CliRunner().invoke(app, ["--help"])
+    assert told.exit_code == 0
+    for command in ("demo", "generate", "up", "doctor", "train"):
+        assert command in told.output
+
+
+@pytest.mark.parametrize("command", ["demo", "generate", "up", "doctor", "train"])
+def test_each_command_has_help(command: str) -> None:
+    told = CliRunner().invoke(app, [command, "--help"])
+    assert told.exit_code == 0 and "Usage" in told.output
+
+
+def test_no_command_shows_help_and_is_an_error() -> None:
+    told = CliRunner().invoke(app, [])
+    assert told.exit_code != 0 and "Usage" in told.output

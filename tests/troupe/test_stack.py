@@ -1,0 +1,98 @@
+"""The stack refuses early and in words; what it starts is as durable as the ledger asks for."""
+
+import json
+import socket
+from pathlib import Path
+
+import httpx
+import pytest
+import redis
+
+from troupe.processes import Supervisor
+from troupe.stack import (
+    Plan,
+    Stack,
+    StackError,
+    _free_port,
+    _reasons,
+    _socket_path,
+    _start_redis,
+)
+
+
+def _plan(tmp_path: Path, port: int = 0) -> Plan:
+    return Plan("127.0.0.1", port, tmp_path / "state", tmp_path / "model")
+
+
+def _answer(status: int, body: object) -> httpx.Response:
+    return httpx.Response(status, text=json.dumps(body))
+
+
+def _readiness(state: str, message: str = "") -> httpx.Response:
+    worker = {"state": state, "message": message}
+    checks = {"redis": {"ok": True, "message": "ok"}, "workers": {"ok": False, "message": "no"}}
+    return _answer(503, {"checks": checks, "workers": [worker]})
+
+
+def test_missing_model_is_told_before_anything_starts(tmp_path: Path) -> None:
+    with Supervisor(lambda _: None) as supervisor:
+        with pytest.raises(StackError, match="no manifest.json") as told:
+            Stack.start(_plan(tmp_path), supervisor)
+        assert supervisor.children == ()
+    assert told.value.remedy is not None and not (tmp_path / "state").exists()
+
+
+def test_port_in_use_is_told_with_a_way_out() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(StackError, match=f"Port {port}") as told:
+            _free_port("127.0.0.1", port)
+    assert "--port" in str(told.value.remedy)
+
+
+def test_port_0_is_any_free_one() -> None:
+    assert _free_port("127.0.0.1", 0) > 0
+
+
+def test_redis_is_durable_and_private(tmp_path: Path) -> None:
+    with Supervisor(lambda _: None) as supervisor:
+        url = _start_redis(_plan(tmp_path), supervisor)
+        assert url.startswith("unix://")
+        with redis.Redis.from_url(url) as client:
+            config = client.config_get()
+            assert config["appendonly"] == "yes" and config["appendfsync"] == "always"
+            assert config["maxmemory-policy"] == "noeviction" and config["port"] == "0"
+            client.set("kept", "yes")
+        with Supervisor(lambda _: None) as second, pytest.raises(StackError, match="Another"):
+            _start_redis(_plan(tmp_path), second)
+    with Supervisor(lambda _: None) as supervisor:
+        with redis.Redis.from_url(_start_redis(_plan(tmp_path), supervisor)) as client:
+            assert client.get("kept") == b"yes", "jobs outlive a restart"
+
+
+def test_socket_path_is_never_too_long_for_the_kernel(tmp_path: Path) -> None:
+    assert _socket_path(tmp_path / ("long" * 30)).parent.name.startswith("troupe-")
+    assert len(str(_socket_path(tmp_path / ("long" * 30)))) < 100
+
+
+def test_worker_that_cannot_use_its_model_ends_the_waiting() -> None:
+    with pytest.raises(StackError, match="dit.safetensors is not the file"):
+        _reasons(_readiness("unhealthy", "dit.safetensors is not the file"))
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (_readiness("starting"), "loading the model"),
+        (
+            _answer(503, {"checks": {"workers": {"ok": False, "message": "x"}}}),
+            "worker is starting",
+        ),
+        (_answer(503, {"checks": {"redis": {"ok": False, "message": "Redis is away."}}}), "away"),
+        (httpx.Response(502, text="<html>"), "answers 502"),
+    ],
+)
+def test_what_is_missing_is_told_in_words(answer: httpx.Response, words: str) -> None:
+    assert words in _reasons(answer)
