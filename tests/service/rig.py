@@ -66,6 +66,8 @@ def settings(redis_url: str, tmp_path: Path) -> Settings:
         redis_url=redis_url,
         key_prefix=f"t{uuid.uuid4().hex[:12]}",
         blobs_url=str(tmp_path / "blobs"),
+        redis_timeout_s=5,
+        decode_timeout_s=60,
         lease_s=0.3,
         backoff_s=0.05,
         ring_after_s=0.2,

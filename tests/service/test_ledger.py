@@ -25,7 +25,7 @@ def claim(ledger: Ledger, job_id: str, holder: str = "h") -> Claim:
     return found
 
 
-def eventually(what: Callable[[], bool], limit_s: float = 5.0) -> None:
+def eventually(what: Callable[[], bool], limit_s: float = 20.0) -> None:
     end = time.monotonic() + limit_s
     while not what():
         assert time.monotonic() < end
@@ -96,15 +96,17 @@ def test_progress_never_falls_and_fields_are_written(ledger: Ledger) -> None:
     assert (job.text("stage"), job.number("step")) == ("denoise", 4)
 
 
-def test_a_beaten_lease_lives_and_a_silent_one_is_reaped(ledger: Ledger) -> None:
+def test_a_beaten_lease_lives_and_a_silent_one_is_reaped(settings: Settings) -> None:
+    ledger = Ledger(connect(settings), settings.model_copy(update={"lease_s": 2.0}))
     submit(ledger, "a")
     mine = claim(ledger, "a")
     for _ in range(5):
-        time.sleep(0.1)
+        time.sleep(0.5)
         assert ledger.beat(mine) == "ok"
         assert ledger.reap() == ([], [])
     eventually(lambda: ledger.reap() == (["a"], []))
     assert ledger.read("a").state == "queued"
+    ledger.close()
 
 
 def test_the_dead_who_return_change_nothing(ledger: Ledger) -> None:
