@@ -68,7 +68,7 @@ def settings(redis_url: str, tmp_path: Path) -> Settings:
         blobs_url=str(tmp_path / "blobs"),
         redis_timeout_s=5,
         decode_timeout_s=60,
-        lease_s=0.3,
+        lease_s=1.0,
         backoff_s=0.05,
         ring_after_s=0.2,
         reap_every_s=0.1,

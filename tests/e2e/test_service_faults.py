@@ -1,0 +1,182 @@
+"""What the world does to a service: dead workers, dead Redis, lost doorbells, a broken model.
+
+Real processes; only the engine is scripted. Every accepted job must end, and end once.
+"""
+
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from service.ledger import connect
+from tests.e2e.test_service import content, ended, get, post, watch
+from tests.service.rig import Service, redis_url, settings, start_redis, wait_for
+from workers.settings import Settings
+
+__all__ = ["redis_url", "settings"]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def service(settings: Settings, tmp_path: Path, model: Path) -> Iterator[Service]:
+    service = Service(settings.model_copy(update={"model_dir": model}), tmp_path)
+    try:
+        yield service
+    finally:
+        service.close()
+
+
+def ready(service: Service) -> dict[str, Any]:
+    found: dict[str, Any] = httpx.get(f"{service.url}/readyz", timeout=10).json()
+    return found
+
+
+def running_job(service: Service, steps: int = 30) -> str:
+    """A job that has begun to denoise."""
+    job_id: str = post(service, "@anna waves slow", steps=str(steps)).json()["id"]
+    watch(service, job_id, lambda video: bool(video["step"]) and video["step"] >= 2)
+    return job_id
+
+
+def test_cancel_frees_the_worker_within_a_step(service: Service) -> None:
+    service.start("gateway", "worker", "reaper")
+    service.wait_ready()
+    long, short = running_job(service, 200), post(service, "@anna waves").json()["id"]
+    httpx.post(f"{service.url}/v1/videos/{long}/cancel", timeout=10)
+    stopped = watch(service, long, ended)[-1]
+    assert (stopped["status"], stopped["error"]["code"]) == ("failed", "cancelled")
+    assert watch(service, short, ended)[-1]["status"] == "completed"
+    assert content(service, long).status_code == 409
+
+    doomed = running_job(service, 200)
+    assert httpx.delete(f"{service.url}/v1/videos/{doomed}", timeout=10).status_code == 200
+    wait_for(lambda: [worker["state"] for worker in ready(service)["workers"]] == ["idle"])
+    assert f"{doomed} attempt 1: gone" in service.log("worker")
+    assert ready(service)["books"] == {
+        "submitted": 3, "queued": 0, "running": 0, "completed": 1, "failed": 2, "balanced": True,
+    }  # fmt: skip
+
+
+def test_a_whole_worker_may_die_and_be_replaced(service: Service) -> None:
+    service.start("gateway", "worker", "reaper")
+    service.wait_ready()
+    job = running_job(service)
+    family = psutil.Process(service.pid("worker")).children(recursive=True)
+    service.stop("worker", signal.SIGKILL)
+    for member in family:
+        if member.is_running():
+            member.kill()
+    service.start("worker")
+    last = watch(service, job, ended, 60)[-1]
+    assert (last["status"], last["attempts"]) == ("completed", 2)
+
+
+def test_a_job_that_kills_its_workers_is_given_up(service: Service) -> None:
+    service.start("gateway", "worker", "reaper")
+    service.wait_ready()
+    poison = post(service, "@anna always-crash").json()["id"]
+    last = watch(service, poison, ended, 90)[-1]
+    assert (last["status"], last["attempts"]) == ("failed", 3)
+    assert last["error"]["code"] == "worker_lost"
+    assert watch(service, post(service, "@anna waves").json()["id"], ended, 60)[-1]["status"] == (
+        "completed"
+    )
+
+
+def test_sigterm_finishes_the_job_in_hand(service: Service) -> None:
+    service.start("gateway", "worker", "reaper")
+    service.wait_ready()
+    job = running_job(service, 20)
+    assert service.stop("worker", limit_s=60) == 0
+    last = get(service, job)
+    assert (last["status"], last["attempts"]) == ("completed", 1)
+
+
+def test_a_lost_doorbell_costs_seconds(service: Service, settings: Settings) -> None:
+    service.start("gateway")
+    service.wait_listening()
+    job = post(service, "@anna waves").json()["id"]
+    client = connect(settings)
+    broker = list(client.scan_iter(f"{settings.key_prefix}:broker:*"))
+    assert broker and client.delete(*broker) == len(broker)
+    client.close()
+    service.start("worker", "reaper")
+    assert watch(service, job, ended, 60)[-1]["status"] == "completed"
+
+
+def test_a_broken_model_is_told_and_jobs_wait_for_its_mending(
+    service: Service, model: Path
+) -> None:
+    (model / "broken").write_text("vae.safetensors is not the file that the manifest lists")
+    service.start("gateway", "worker", "reaper")
+    service.wait_listening()
+    wait_for(lambda: "unhealthy" in ready(service)["checks"]["workers"]["message"], 40)
+    answer = httpx.get(f"{service.url}/readyz", timeout=10)
+    assert answer.status_code == 503
+    assert "vae.safetensors is not the file" in answer.json()["checks"]["workers"]["message"]
+    job = post(service, "@anna waves")
+    assert job.status_code == 202
+    time.sleep(1)
+    assert get(service, job.json()["id"])["status"] == "queued"
+    (model / "broken").unlink()
+    assert watch(service, job.json()["id"], ended, 60)[-1]["status"] == "completed"
+
+
+def test_no_redis_is_told_within_two_seconds(
+    service: Service, settings: Settings, tmp_path: Path, model: Path
+) -> None:
+    lost = Service(
+        settings.model_copy(
+            update={"redis_url": f"unix://{tmp_path}/none", "redis_timeout_s": 0.8}
+        ),
+        tmp_path / "lost",
+    )
+    try:
+        lost.start("gateway")
+        lost.wait_listening()
+        begin = time.monotonic()
+        answer = post(lost, "@anna waves")
+        assert time.monotonic() - begin < 5  # 2 s here; the machine may be busy
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
+        assert answer.json()["error"]["code"] == "ledger_unavailable"
+        assert not [path for path in Path(settings.blobs_url).rglob("*") if path.is_file()]
+    finally:
+        lost.close()
+
+
+def test_redis_may_die_and_come_back(settings: Settings, tmp_path: Path, model: Path) -> None:
+    folder = Path(tempfile.mkdtemp(prefix="tr"))
+    redis = start_redis(folder)
+    own = settings.model_copy(update={"redis_url": f"unix://{folder / 's'}", "model_dir": model})
+    service = Service(own, tmp_path)
+    try:
+        service.start("gateway", "worker", "reaper")
+        service.wait_ready()
+        job = running_job(service, 40)
+        assert redis._process is not None
+        os.kill(redis._process.pid, signal.SIGKILL)
+        redis._process.wait()
+        down = httpx.get(f"{service.url}/v1/videos/{job}", timeout=10)
+        assert (down.status_code, down.headers["retry-after"]) == (503, "2")
+        redis = start_redis(folder)
+        last = watch(service, job, ended, 90)[-1]
+        assert last["status"] == "completed"
+        assert ready(service)["books"]["balanced"]
+    finally:
+        service.close()
+        redis.stop()
+        shutil.rmtree(folder)

@@ -1,0 +1,64 @@
+"""From the wire's fields to a Spec; every refusal under the name the field had on the wire."""
+
+from typing import Any
+
+import pytest
+
+from engine.presets import MINIATURE, WAN_1_3B
+from engine.spec import Guidance
+from service.errors import RequestError
+from service.schemas import CreateVideo, Video
+
+
+def parse(**fields: Any) -> CreateVideo:
+    return CreateVideo.parse({"prompt": "a field", **fields})
+
+
+def test_nothing_given_means_the_presets_defaults() -> None:
+    spec = parse().to_spec(MINIATURE, ())
+    usual = MINIATURE.defaults
+    assert (spec.width, spec.height, spec.num_frames) == (96, 64, 17)
+    assert (spec.fps, spec.steps, spec.solver) == (usual.fps, usual.steps, usual.solver)
+    assert spec.guidance == Guidance(scale=usual.guidance)
+
+
+def test_text_and_numbers_are_read_alike() -> None:
+    text = parse(fps="8", steps=" 12 ", seed="3", guidance="2", num_frames="9")
+    numbers = parse(fps=8, steps=12, seed=3, guidance=2, num_frames=9)
+    assert text == numbers
+
+
+def test_guidance_keeps_what_it_was_not_told() -> None:
+    spec = parse(guidance={"mode": "dual", "image_scale": 4}).to_spec(MINIATURE, ())
+    assert spec.guidance == Guidance(mode="dual", scale=2.5, image_scale=4.0)
+
+
+def test_limits_are_the_presets() -> None:
+    large = parse(size="832x480", num_frames=81)
+    assert large.to_spec(WAN_1_3B, ()).width == 832
+    with pytest.raises(RequestError, match="size: width must lie between 32 and 128"):
+        large.to_spec(MINIATURE, ())
+
+
+@pytest.mark.parametrize("name", sorted(CreateVideo.model_fields))
+def test_every_field_refuses_nonsense_by_its_name(name: str) -> None:
+    with pytest.raises(RequestError) as told:
+        parse(**{name: {"nonsense": []}})
+    assert (told.value.param or "").startswith(name)
+    assert str(told.value).startswith(name)
+
+
+def test_the_nearest_field_is_offered() -> None:
+    for wrong, right in (("frames", "num_frames"), ("image", "images"), ("promp", "prompt")):
+        with pytest.raises(RequestError, match=f"Did you mean '{right}'"):
+            parse(**{wrong: "x"})
+    with pytest.raises(RequestError, match="Known fields: prompt, subjects"):
+        parse(xyz="x")
+
+
+def test_the_video_has_openais_fields() -> None:
+    openai = (
+        "id object model status progress created_at completed_at expires_at prompt"
+        " remixed_from_video_id seconds size error"
+    )
+    assert list(Video.model_fields)[:13] == openai.split()

@@ -1,0 +1,98 @@
+"""A worker process's place: what it announces, and that a broken checkpoint ends nothing."""
+
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+
+from service.roster import Roster
+from tests.service.rig import wait_for
+from tests.workers.scripted import load_scripted
+from workers import boot
+from workers.boot import Station
+from workers.settings import Settings
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(boot, "load_engine", load_scripted)
+    found = tmp_path / "model"
+    found.mkdir()
+    return found
+
+
+@pytest.fixture
+def station(settings: Settings, folder: Path) -> Station:
+    return Station(settings.model_copy(update={"model_dir": folder}))
+
+
+def test_it_says_idle_then_busy_then_nothing(station: Station, roster: Roster) -> None:
+    assert station.state.state == "starting"
+    station.load()
+    (seen,) = roster.present()
+    assert (seen.state, seen.digest, seen.preset) == ("idle", "scripted", "miniature")
+    station.take("video_1")
+    (seen,) = roster.present()
+    assert (seen.state, seen.job) == ("busy", "video_1")
+    station.leave()
+    assert roster.present() == []
+
+
+def test_a_refused_checkpoint_is_announced_with_its_reason_and_tried_again(
+    station: Station, roster: Roster, folder: Path
+) -> None:
+    (folder / "broken").write_text("dit.safetensors: sha256 differs")
+    station.open()
+    (seen,) = roster.present()
+    assert (seen.state, seen.message) == ("unhealthy", "dit.safetensors: sha256 differs")
+    assert station.engine is None
+    (folder / "broken").unlink()
+    wait_for(lambda: station.engine is not None)
+    wait_for(lambda: [worker.state for worker in roster.present()] == ["idle"])
+
+
+def test_a_bug_in_loading_is_announced_too(
+    station: Station, roster: Roster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def bug(folder: Path) -> None:
+        raise KeyError("dim")
+
+    monkeypatch.setattr(boot, "load_engine", bug)
+    station.load()
+    (seen,) = roster.present()
+    assert (seen.state, seen.message) == ("unhealthy", "KeyError: 'dim'")
+
+
+def test_a_flipped_byte_is_found_by_the_real_loader(settings: Settings, tmp_path: Path) -> None:
+    from engine.checkpoint import Manifest, save_folder
+
+    model = tmp_path / "model"
+    files = {name: name.encode() * 50 for name in ("dit.safetensors", "vae.safetensors")}
+    save_folder(model, Manifest(preset="miniature"), files)
+    changed = bytearray((model / "vae.safetensors").read_bytes())
+    changed[100] ^= 1
+    (model / "vae.safetensors").write_bytes(changed)
+    station = Station(settings.model_copy(update={"model_dir": model}))
+    station.load()
+    assert station.engine is None and station.state.state == "unhealthy"
+    assert "vae.safetensors is not the file that the manifest lists" in station.state.message
+
+
+def test_without_redis_it_keeps_its_place(settings: Settings, tmp_path: Path, folder: Path) -> None:
+    lost = settings.model_copy(update={"redis_url": f"unix://{tmp_path}/none", "model_dir": folder})
+    station = Station(lost)
+    station.load()
+    station.leave()
+    assert station.state.state == "idle"
+
+
+def test_sigterm_ends_an_idle_process_and_waits_for_a_busy_one(station: Station) -> None:
+    station.load()
+    station.take("video_1")
+    station.on_sigterm(signal.SIGTERM, None)
+    assert station.leaving.is_set()
+    station.take("")
+    with pytest.raises(SystemExit):
+        station.on_sigterm(signal.SIGTERM, None)
+    assert isinstance(station.leaving, threading.Event)

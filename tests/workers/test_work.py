@@ -1,0 +1,98 @@
+"""A job in hand: what the record shows of it, and how it hears that it should stop."""
+
+import time
+
+import pytest
+
+from engine.errors import Cancelled
+from service.errors import BlobError, LedgerDown
+from service.ledger import Claim
+from tests.workers.scripted import ScriptedProgress
+from tests.workers.stage import place, submit
+from workers.boot import Station
+from workers.work import SPANS, STORE_AT, Work
+
+__all__ = ["place"]
+
+
+@pytest.fixture
+def work(place: Station) -> Work:
+    claim = submit(place).claim("v", "h")
+    assert isinstance(claim, Claim)
+    found = Work(claim, place)
+    found.begin("d1")
+    return found
+
+
+def tell(work: Work, stage: str, step: int, preview: bytes | None = None) -> None:
+    work.on_progress(ScriptedProgress(stage, step, 10, preview))  # type: ignore[arg-type]
+
+
+def test_the_stages_cover_the_whole_in_order() -> None:
+    bounds = [bound for span in SPANS.values() for bound in span]
+    assert bounds == sorted(bounds) and bounds[0] == 0.0 and bounds[-1] == STORE_AT < 1
+
+
+def test_progress_is_the_engines_own(place: Station, work: Work) -> None:
+    seen = []
+    for stage, step in (("encode", 0), ("denoise", 0), ("denoise", 5), ("decode", 10)):
+        tell(work, stage, step)
+        job = place.ledger.read("v")
+        seen.append((job.text("stage"), job.number("progress"), job.number("step")))
+    assert seen == [("encode", 0, 0), ("denoise", 5, 0), ("denoise", 47, 5), ("decode", 90, 5)]
+    assert job.text("digest") == "d1"
+
+
+def test_the_latest_preview_is_shown(place: Station, work: Work) -> None:
+    tell(work, "denoise", 1, b"one")
+    tell(work, "denoise", 2)
+    key = place.ledger.read("v").text("preview")
+    assert key and b"".join(place.blobs.read(key)) == b"one"
+
+
+def test_a_preview_that_cannot_be_kept_costs_nothing(
+    place: Station, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise BlobError("full")
+
+    monkeypatch.setattr(place.blobs, "put", refuse)
+    tell(work, "denoise", 1, b"one")
+    assert place.ledger.read("v").number("step") == 1
+
+
+def test_a_long_stage_keeps_its_lease(place: Station, work: Work) -> None:
+    with work.leased():
+        time.sleep(2 * place.settings.lease_s)
+        assert place.ledger.reap() == ([], [])
+
+
+def test_a_cancel_during_a_long_stage_is_heard_at_its_end(place: Station, work: Work) -> None:
+    with work.leased():
+        place.ledger.cancel("v")
+        time.sleep(place.settings.lease_s)
+        assert work.stopped == "cancel"
+        with pytest.raises(Cancelled):
+            tell(work, "decode", 10)
+
+
+def test_a_gap_in_the_ledger_does_not_stop_the_work(
+    place: Station, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object, **__: object) -> None:
+        raise LedgerDown("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place.ledger, "beat", away)
+        tell(work, "denoise", 3)
+    tell(work, "denoise", 4)
+    assert place.ledger.read("v").number("step") == 4
+
+
+def test_clocks_run_per_stage(work: Work) -> None:
+    tell(work, "denoise", 0)
+    time.sleep(0.02)
+    tell(work, "decode", 10)
+    work.enter("store")
+    assert work.timings["denoise_s"] >= 0.02
+    assert set(work.timings) == {"encode_s", "denoise_s", "decode_s"}
