@@ -92,7 +92,7 @@ function unmark() {
 
 // Marks the field that the service (or the check) names, and gives it the focus.
 function blame(message, param) {
-  const target = locate(param);
+  const target = locate(param, message);
   if (target) {
     if (target.closest(".more")) $("more").open = true;
     (target.closest(".field") ?? target).classList.add("invalid");
@@ -103,11 +103,15 @@ function blame(message, param) {
   wasRefused = true;
 }
 
-function locate(param) {
+function locate(param, message) {
   if (!param) return null;
-  const subject = /^(?:subjects|images)\[(\d+)\]/.exec(param);
+  const subject = /^subjects\[(\d+)\]/.exec(param);
   if (subject) return cast.mark(Number(subject[1]));
-  if (/^(subjects|images|input_reference)/.test(param)) return cast.mark(0) ?? $("files");
+  if (/^(subjects|images)/.test(param)) {
+    // A picture is told by its file name, which is the name of its character.
+    const index = cast.names.findIndex((name) => message.includes(`'${name}.`));
+    return cast.mark(Math.max(index, 0)) ?? $("files");
+  }
   const id = FIELDS[param] ?? param;
   return $("composer").elements.namedItem(id);
 }
