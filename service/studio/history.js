@@ -50,7 +50,7 @@ export class History {
       this.#cards.set(video.id, card);
       this.#list[how](card);
     }
-    card.querySelector(".badge").textContent = BADGES[video.status] ?? video.status;
+    card.querySelector(".badge").textContent = badge(video);
     const picture = card.querySelector("img");
     if (video.status === "completed" && !picture.hasAttribute("src")) {
       picture.src = contentUrl(video.id, "thumbnail");
@@ -83,6 +83,8 @@ export class History {
     return this.#onDeleted(id);
   }
 }
+
+const badge = ({ status, error }) => (error?.code === "cancelled" ? "stopped" : BADGES[status] ?? status);
 
 function when(seconds) {
   const date = new Date(seconds * 1000);

@@ -76,7 +76,7 @@ export class Stage {
       preview.src = `${video.preview}&step=${video.step}`;
       preview.hidden = false;
     }
-    this.announce(video.status === "queued" ? `${words}, ${place(video)}` : words);
+    this.announce(words);
   }
 
   #showResult(video) {

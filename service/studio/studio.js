@@ -165,8 +165,8 @@ async function poll(id, signal) {
       if (isOver(video)) return;
       await sleep(waitMs);
     } catch (error) {
-      // A gateway that restarts is back in seconds; the job lives elsewhere.
-      if (error.status !== 0 || ++misses > 20) throw error;
+      // A gateway or a ledger that restarts is back in seconds, and the job with it.
+      if (![0, 503].includes(error.status) || ++misses > 20) throw error;
       await sleep(500 * misses);
     }
   }

@@ -124,7 +124,7 @@ def test_progress_is_live_and_can_be_stopped(page: Page) -> None:
     page.wait_for_function("document.getElementById('progress').value > 5")
     page.click("#cancel")
     expect(page.locator("#verdict")).to_contain_text(re.compile("cancel", re.IGNORECASE))
-    expect(page.locator(".card .badge").first).to_have_text("failed")
+    expect(page.locator(".card .badge").first).to_have_text("stopped")
 
 
 def test_what_does_not_fit_is_told_before_it_is_sent(page: Page) -> None:
