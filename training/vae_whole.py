@@ -12,10 +12,10 @@ Legend: B batch, C channels, T frames, H W height, width. Tensors are channels_l
 
 from __future__ import annotations
 
-from diffusers import AutoencoderKLWan
-from diffusers.models.autoencoders import autoencoder_kl_wan as wan
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders import autoencoder_kl_wan as wan
 from torch import Tensor, nn
 
 _MIN_CHANNELS = 16

@@ -27,7 +27,7 @@ def test_loss_is_zero_only_for_the_picture_itself():
     weight = torch.ones(1, 1, 5, 8, 8)
     assert float(recipe.reconstruction_loss(x, x, weight)) == 0
     shifted = recipe.reconstruction_loss(x + 0.1, x, weight)
-    assert np.isclose(float(shifted), 0.1, atol=1e-6)  # a constant error has no slope
+    assert np.isclose(float(shifted), 0.1, atol=1e-6)  # grey, constant: no colour, no slope
 
 
 def test_psnr_closed_form():
