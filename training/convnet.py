@@ -59,7 +59,7 @@ def save(net: nn.Module, path: Path) -> None:
 
 
 def load(net: Net, path: Path) -> Net:
-    """Fills `net` from `path`, strictly; returns it in fp32, for inference (eval, channels last)."""
+    """Fills `net` from `path`, strictly; returns it in fp32, ready to infer (channels last)."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; `troupe train miniature_identity` makes it")
     kept = {n: v.float() if v.is_floating_point() else v for n, v in load_file(path).items()}

@@ -51,18 +51,21 @@ def jitter(squares_N3: Tensor, amount: float, generator: torch.Generator) -> Ten
 def wear(crops_NCHW: Tensor, generator: torch.Generator) -> Tensor:
     """What a codec and a denoiser do to a picture, so that readers trained on clean renders also
     read generated frames: blur, lost resolution, shifted colour, noise; a quarter stays clean."""
+
     def pick(share: float) -> Tensor:
         return torch.rand(len(crops_NCHW), 1, 1, 1, generator=generator) < share
 
-    x = torch.where(pick(0.4), F.avg_pool2d(F.pad(crops_NCHW, (1, 1, 1, 1), "replicate"), 3, 1), crops_NCHW)
+    blurred = F.avg_pool2d(F.pad(crops_NCHW, (1, 1, 1, 1), "replicate"), 3, 1)
+    x = torch.where(pick(0.4), blurred, crops_NCHW)
     coarse = F.interpolate(x, scale_factor=0.5, mode="area")
     coarse = F.interpolate(coarse, size=x.shape[-2:], mode="bilinear", align_corners=False)
     x = torch.where(pick(0.3), coarse, x)
     gain = 1 + 0.12 * torch.randn(len(x), 3, 1, 1, generator=generator)
     shift = 0.06 * torch.randn(len(x), 3, 1, 1, generator=generator)
     x = torch.where(pick(0.5), x * gain + shift, x)
-    noise = torch.randn(x.shape, generator=generator) * torch.rand(len(x), 1, 1, 1, generator=generator)
-    return torch.where(pick(0.5), x + 0.12 * noise, x).clamp(-1, 1)
+    loud = 0.12 * torch.rand(len(x), 1, 1, 1, generator=generator)
+    noise = loud * torch.randn(x.shape, generator=generator)
+    return torch.where(pick(0.5), x + noise, x).clamp(-1, 1)
 
 
 def occlude(crops_NCHW: Tensor, generator: torch.Generator, share: float = 0.25) -> Tensor:

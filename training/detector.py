@@ -1,7 +1,7 @@
 """The detector: where do characters stand in a frame?
 
 Objects as points (CenterNet, Zhou et al. 2019, arXiv 1904.07850): a heatmap of centres with the
-penalty-reduced focal loss of eq. 1 and, at each centre, the offset inside the cell and the log size.
+penalty-reduced focal loss of eq. 1 and, at each centre, the offset in the cell and the log size.
 A generated character may stand anywhere, so measuring needs it: crops come from here, never from
 the boxes of the ground truth.
 
@@ -21,7 +21,8 @@ from torch.nn import functional as F
 from training.convnet import ResidualBlock, load, save
 from training.crops import to_unit, wear
 from training.gallery import HEIGHT, WIDTH, Gallery
-from training.loop import LoopConfig, run as train
+from training.loop import LoopConfig
+from training.loop import run as train
 from training.world.backgrounds import paint_background
 
 STRIDE = 4
@@ -40,8 +41,12 @@ class Detector(nn.Module):
         super().__init__()
         a, b, c, d = widths
         # 4x4 pixels become channels at once: convolutions at full size would cost most of the time.
-        self.stem = nn.Sequential(nn.PixelUnshuffle(STRIDE), nn.Conv2d(48, a, 3, 1, 1),
-                                  ResidualBlock(a, b), ResidualBlock(b, b))
+        self.stem = nn.Sequential(
+            nn.PixelUnshuffle(STRIDE),
+            nn.Conv2d(48, a, 3, 1, 1),
+            ResidualBlock(a, b),
+            ResidualBlock(b, b),
+        )
         self.down1 = nn.Sequential(ResidualBlock(b, c, 2), ResidualBlock(c, c))
         self.down2 = nn.Sequential(ResidualBlock(c, d, 2), ResidualBlock(d, d))
         self.up1 = nn.Sequential(nn.Conv2d(d, c, 1), nn.Upsample(scale_factor=2))
@@ -96,7 +101,7 @@ def targets(boxes_NKS: Tensor, present_NK: Tensor, height: int, width: int) -> T
 
 
 def loss(maps_N5hw: Tensor, want: Targets) -> dict[str, Tensor]:
-    """{"loss", "heat", "box"}: focal loss per object (alpha 2, beta 4) + smooth L1 at the centres."""
+    """{"loss", "heat", "box"}: focal loss per object (powers 2 and 4) + smooth L1 at centres."""
     logit, p = maps_N5hw[:, 0], maps_N5hw[:, 0].sigmoid()
     objects = want.centre_Nhw.sum().clamp_min(1)
     hit = F.logsigmoid(logit) * (1 - p) ** 2
@@ -109,7 +114,7 @@ def loss(maps_N5hw: Tensor, want: Targets) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Detections:
-    """boxes_NKS [N, 6, 4] in pixels and score_NK [N, 6], best first, score 0 where there is none."""
+    """boxes_NKS [N, 6, 4] in pixels; score_NK [N, 6], best first, 0 where there is none."""
 
     boxes_NKS: Tensor
     score_NK: Tensor
@@ -157,8 +162,14 @@ def draw_batch(gallery: Gallery, size: int = 64) -> Batch:
     mirrored = torch.rand(size) < 0.5
     frames[mirrored] = frames[mirrored].flip(-1)
     boxes[mirrored] = torch.stack(
-        [WIDTH - boxes[mirrored, :, 2], boxes[mirrored, :, 1],
-         WIDTH - boxes[mirrored, :, 0], boxes[mirrored, :, 3]], -1)
+        [
+            WIDTH - boxes[mirrored, :, 2],
+            boxes[mirrored, :, 1],
+            WIDTH - boxes[mirrored, :, 0],
+            boxes[mirrored, :, 3],
+        ],
+        -1,
+    )
     for i in (torch.rand(size) < EMPTY).nonzero()[:, 0].tolist():
         frames[i], present[i] = _nobody(dice), False
     return Batch(wear(frames, dice), boxes, present)
@@ -239,17 +250,28 @@ def load_detector(path: Path) -> Detector:
     return load(Detector(), path)
 
 
-def train_detector(gallery: Gallery, held_out: Gallery, folder: Path, minutes: float = 5.0) -> None:
+def train_detector(gallery: Gallery, held_out: Gallery, folder: Path, steps: int = 240) -> None:
     """Writes folder/detector.safetensors; sheets and curves under folder/detector/."""
-    config = LoopConfig("detector", minutes=minutes, lr=2e-3, muon_lr=0.02, sheet_every=400,
-                        ema=0.995, warmup=50, decay_fraction=0.35)
+    config = LoopConfig(
+        "detector",
+        steps=steps,
+        lr=2e-3,
+        muon_lr=0.02,
+        sheet_every=400,
+        ema=0.995,
+        warmup=50,
+        decay_fraction=0.35,
+    )
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         worn = examine(model, held_out, worn=True)  # type: ignore[arg-type]
         return examine(model, held_out) | {"worn_recall": worn["recall"]}  # type: ignore[arg-type]
 
     train(
-        config, Detector(), train_loss, lambda _: draw_batch(gallery),
+        config,
+        Detector(),
+        train_loss,
+        lambda _: draw_batch(gallery),
         sheet_fn=lambda model, path: draw_sheet(model, held_out, path),  # type: ignore[arg-type]
         eval_fn=evaluate,
         export_fn=lambda model, _: save(model, folder / "detector.safetensors"),

@@ -19,9 +19,17 @@ import torch
 from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn import functional as F
 
 from training.crops import cut, squares, to_unit
-from training.world.identity import Identity, is_held_out, near_twin, sample_identity
+from training.world.identity import (
+    FACTOR_NAMES,
+    FACTORS,
+    Identity,
+    is_held_out,
+    near_twin,
+    sample_identity,
+)
 from training.world.render import random_pose, render_clip, render_reference
 from training.world.scene import MAX_SUBJECTS, POSE, Role, Scene, sample_scene
 
@@ -30,6 +38,7 @@ REFERENCES, VIEWS, SCENES_PER_IDENTITY = 6, 10, 2
 VIEW = 56
 """Side of a stored view, pixels: a quarter wider than a crop, room for jitter."""
 SLACK = 1.25
+SIZES = tuple(len(FACTORS[name]) for name in FACTOR_NAMES)
 TILT = POSE.index("tilt")
 _SEEN = 0.45
 
@@ -52,8 +61,10 @@ class Gallery:
     light_M: Tensor
 
 
-def full_boxes(scene: Scene, num_frames: int, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
-    """`Scene.boxes` before clipping to the frame, float32 [S, T, 4]: where all of a body would be."""
+def full_boxes(
+    scene: Scene, num_frames: int, height: int = HEIGHT, width: int = WIDTH
+) -> np.ndarray:
+    """`Scene.boxes` before clipping to the frame, float32 [S, T, 4]: all of a body."""
     x, y, r = np.moveaxis(scene.tracks(num_frames, width / height)[..., :3] * height, -1, 0)
     return np.stack([x - 1.1 * r, y - 1.45 * r, x + 1.1 * r, y + 1.25 * r], -1).astype(np.float32)
 
@@ -67,6 +78,15 @@ def sample_identities(rng: np.random.Generator, num: int, *, held_out: bool) -> 
         if all(is_held_out(p) == held_out and p not in found for p in pair):
             found.update(dict.fromkeys(pair))
     return list(found)[:num]
+
+
+def many_values(factors_IF: Tensor) -> Tensor:
+    """Factor values [I, F] -> [I, V], one 1 per factor; none for the colour of an absent thing."""
+    parts = [F.one_hot(factors_IF[:, i].long(), n).float() for i, n in enumerate(SIZES)]
+    for item in ("hat", "accessory"):
+        worn = factors_IF[:, FACTOR_NAMES.index(item)] > 0
+        parts[FACTOR_NAMES.index(f"{item}_color")] *= worn[:, None]
+    return torch.cat(parts, 1)
 
 
 def build(num: int, seed: int, *, held_out: bool = False, quiet: bool = False) -> Gallery:
@@ -100,7 +120,8 @@ def load_or_build(path: Path, num: int, seed: int, *, held_out: bool = False) ->
         partial.replace(path)
     gallery = Gallery(**load_file(path))
     if len(gallery.factors_IF) != num:
-        raise ValueError(f"{path}: holds {len(gallery.factors_IF)} identities, not {num}; remove it")
+        held = len(gallery.factors_IF)
+        raise ValueError(f"{path}: holds {held} identities, not {num}; remove it")
     return gallery
 
 
@@ -111,7 +132,7 @@ def _portraits(identity: Identity, rng: np.random.Generator) -> tuple[np.ndarray
 
 
 def _groups(rng: np.random.Generator, num: int) -> Iterator[list[int]]:
-    """Every identity in two scenes, one to four to a scene; the first round keeps twins together."""
+    """Every identity in two scenes of one to four; the first round keeps twins together."""
     for round_ in range(SCENES_PER_IDENTITY):
         order = np.arange(num) if round_ == 0 else rng.permutation(num)
         start = 0
@@ -122,7 +143,9 @@ def _groups(rng: np.random.Generator, num: int) -> Iterator[list[int]]:
 
 
 def _play(
-    group: list[int], identities: list[Identity], rng: np.random.Generator,
+    group: list[int],
+    identities: list[Identity],
+    rng: np.random.Generator,
     views: list[list[tuple[np.ndarray, float]]],
 ) -> tuple[np.ndarray, ...]:
     """Draws one scene, adds the views of its cast; returns frames, boxes, visibility and place."""
@@ -138,9 +161,11 @@ def _play(
     tilts = scene.tracks(FRAMES)[..., TILT]
     pixels = to_unit(torch.from_numpy(frames))
     for k, i in enumerate(group):
-        crops = cut(pixels, squares(torch.from_numpy(boxes[k])) * torch.tensor([1, 1, SLACK]), VIEW)
+        wide = squares(torch.from_numpy(boxes[k])) * torch.tensor([1, 1, SLACK])
+        crops = cut(pixels, wide, VIEW)
         crops_THWC = ((crops + 1) * 127.5).round().to(torch.uint8).movedim(1, -1).numpy()
-        views[i] += [(crops_THWC[t], float(tilts[k, t])) for t in range(FRAMES) if seen[k, t] > _SEEN]
+        clear = [t for t in range(FRAMES) if seen[k, t] > _SEEN]
+        views[i] += [(crops_THWC[t], float(tilts[k, t])) for t in clear]
     keep = np.sort(rng.choice(FRAMES, KEPT_FRAMES, replace=False))
     pad = ((0, 0), (0, MAX_SUBJECTS - len(group)))
     return (
@@ -153,13 +178,17 @@ def _play(
 
 
 def _choose(
-    views: list[tuple[np.ndarray, float]], portraits: tuple[np.ndarray, np.ndarray],
+    views: list[tuple[np.ndarray, float]],
+    portraits: tuple[np.ndarray, np.ndarray],
     rng: np.random.Generator,
 ) -> list[tuple[np.ndarray, float]]:
     """`VIEWS` of the views; whoever was hidden in all scenes is shown by portraits instead."""
     if not views:
-        pictures = cut(to_unit(torch.from_numpy(portraits[0])), torch.tensor(
-            [[32.0, 32.0, 64.0 * SLACK]] * REFERENCES), VIEW)
+        pictures = cut(
+            to_unit(torch.from_numpy(portraits[0])),
+            torch.tensor([[32.0, 32.0, 64.0 * SLACK]] * REFERENCES),
+            VIEW,
+        )
         shown = ((pictures + 1) * 127.5).round().to(torch.uint8).movedim(1, -1).numpy()
         views = list(zip(shown, portraits[1].tolist(), strict=True))
     picked = rng.choice(len(views), VIEWS, replace=len(views) < VIEWS)

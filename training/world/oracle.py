@@ -21,12 +21,12 @@ from torch.nn import functional as F
 
 from training.convnet import ResidualBlock, Trunk, load, save
 from training.crops import CROP, cut, jitter, occlude, to_unit, wear
-from training.gallery import SLACK, VIEW, Gallery
-from training.loop import LoopConfig, run as train
-from training.world.identity import FACTOR_NAMES, FACTORS, Identity
+from training.gallery import SIZES, SLACK, VIEW, Gallery
+from training.loop import LoopConfig
+from training.loop import run as train
+from training.world.identity import FACTOR_NAMES, Identity
 from training.world.scene import BACKGROUNDS, LIGHTS, MOTIONS
 
-SIZES = tuple(len(FACTORS[name]) for name in FACTOR_NAMES)
 BATCH = 128
 
 
@@ -34,7 +34,7 @@ class FactorReader(nn.Module):
     """Crops [N, 3, 48, 48] in [-1, 1] -> logits [N, 88] of all factor values in a row, and the
     cosine and sine of the body's tilt [N, 2] (not normalised)."""
 
-    def __init__(self, widths: tuple[int, ...] = (32, 64, 128)) -> None:
+    def __init__(self, widths: tuple[int, ...] = (48, 96, 192)) -> None:
         super().__init__()
         self.trunk = Trunk(widths)
         self.squeeze = nn.Conv2d(widths[-1], 64, 1)
@@ -53,9 +53,12 @@ class PlaceReader(nn.Module):
     def __init__(self, widths: tuple[int, ...] = (32, 64, 96)) -> None:
         super().__init__()
         self.trunk = nn.Sequential(
-            nn.PixelUnshuffle(4), nn.Conv2d(48, widths[0], 3, 1, 1),
-            ResidualBlock(widths[0], widths[1], 2), ResidualBlock(widths[1], widths[2], 2),
-            nn.BatchNorm2d(widths[2]), nn.SiLU(),
+            nn.PixelUnshuffle(4),
+            nn.Conv2d(48, widths[0], 3, 1, 1),
+            ResidualBlock(widths[0], widths[1], 2),
+            ResidualBlock(widths[1], widths[2], 2),
+            nn.BatchNorm2d(widths[2]),
+            nn.SiLU(),
         )
         self.head = nn.Linear(2 * widths[2], len(BACKGROUNDS) + len(LIGHTS))
 
@@ -147,7 +150,8 @@ def _motion(track: Track, k: int, lines: list[tuple[float, float] | None], heigh
     if line is None:
         return -1
     seen = track.found()
-    if np.hypot(np.cos(track.tilt_T[seen]).mean(), np.sin(track.tilt_T[seen]).mean()) < SPIN_RESULTANT:
+    tilt = track.tilt_T[seen]
+    if np.hypot(np.cos(tilt).mean(), np.sin(tilt).mean()) < SPIN_RESULTANT:
         return MOTIONS.index("spins")
     if any(_exchanged(line, other) for j, other in enumerate(lines) if j != k and other):
         return MOTIONS.index("swaps")
@@ -167,7 +171,7 @@ def _times(track: Track) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _line(track: Track, height: int) -> tuple[float, float]:
-    """Where it is at the start and at the end of the clip, by a cubic through its centres (heights)."""
+    """Where it starts and where it ends, by a cubic through its centres (frame heights)."""
     s, boxes = _times(track)
     x = (boxes[:, 0] + boxes[:, 2]) / 2 / height
     start, end = np.polyval(np.polyfit(s, x, min(3, len(s) - 1)), (s[0], s[-1]))
@@ -195,6 +199,7 @@ def _hop(track: Track) -> float:
 
 # --- training ----------------------------------------------------------------------------------
 
+
 @dataclass(frozen=True)
 class Batch:
     """crops_NCHW with factors_NF and tilt_N; frames_NCHW with background_N and light_N."""
@@ -208,7 +213,7 @@ class Batch:
 
 
 def draw_batch(gallery: Gallery, size: int = BATCH) -> Batch:
-    """Two parts of crops (a third of them references) to one of frames, worn like generated ones."""
+    """Four crops (a third of them references) to each frame, worn like generated ones."""
     dice = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
     who = torch.randint(len(gallery.factors_IF), (size,))
     portraits, tilt_a = _portraits(gallery, who[: size // 3], dice)
@@ -218,8 +223,12 @@ def draw_batch(gallery: Gallery, size: int = BATCH) -> Batch:
     moment = torch.randint(gallery.frames_MTHWC.shape[1], (size // 4,))
     frames = wear(to_unit(gallery.frames_MTHWC[scene, moment]), dice)
     return Batch(
-        crops, gallery.factors_IF[who].long(), torch.cat([tilt_a, tilt_b]), frames,
-        gallery.background_M[scene].long(), gallery.light_M[scene].long(),
+        crops,
+        gallery.factors_IF[who].long(),
+        torch.cat([tilt_a, tilt_b]),
+        frames,
+        gallery.background_M[scene].long(),
+        gallery.light_M[scene].long(),
     )
 
 
@@ -252,12 +261,16 @@ def loss(oracle: nn.Module, batch: Batch) -> dict[str, Tensor]:
     background, light = oracle.place(batch.frames_NCHW.to(memory_format=torch.channels_last))
     place = F.cross_entropy(background, batch.background_N) + F.cross_entropy(light, batch.light_N)
     total = factor + 2 * tilt + place
-    return {"loss": total, "factor": factor.detach(), "tilt": tilt.detach(), "place": place.detach()}
+    return {"loss": total} | {
+        "factor": factor.detach(),
+        "tilt": tilt.detach(),
+        "place": place.detach(),
+    }
 
 
 def examine(oracle: Oracle, gallery: Gallery) -> dict[str, float]:
     """Accuracy of each factor on one reference (ref_*) and one view (clip_*) of each held-out
-    identity, of background and light on single frames, and the median error of the tilt (degrees)."""
+    identity, of background and light on single frames; the tilt's median error (degrees)."""
     dice = torch.Generator().manual_seed(0)
     who = torch.arange(len(gallery.factors_IF))
     result = {}
@@ -269,7 +282,8 @@ def examine(oracle: Oracle, gallery: Gallery) -> dict[str, float]:
         for name in FACTOR_NAMES:
             told = [row[name] for row in rows if name in row]
             result[f"{kind}_{name}"] = sum(told) / len(told)
-        result[f"{kind}_mean"] = sum(result[f"{kind}_{n}"] for n in FACTOR_NAMES) / len(FACTOR_NAMES)
+        mean = sum(result[f"{kind}_{n}"] for n in FACTOR_NAMES) / len(FACTOR_NAMES)
+        result[f"{kind}_mean"] = mean
         error = torch.remainder(reading.tilt_N - tilt + torch.pi, 2 * torch.pi) - torch.pi
         result[f"{kind}_tilt_deg"] = float(error.abs().median().rad2deg())
     with torch.no_grad():
@@ -300,12 +314,23 @@ def load_oracle(path: Path) -> Oracle:
     return load(Oracle(), path)
 
 
-def train_oracle(gallery: Gallery, held_out: Gallery, folder: Path, minutes: float = 8.0) -> None:
+def train_oracle(gallery: Gallery, held_out: Gallery, folder: Path, steps: int = 1000) -> None:
     """Writes folder/oracle.safetensors; sheets and curves under folder/oracle/."""
-    config = LoopConfig("oracle", minutes=minutes, lr=2e-3, muon_lr=0.02, sheet_every=400,
-                        ema=0.995, warmup=50, decay_fraction=0.35)
+    config = LoopConfig(
+        "oracle",
+        steps=steps,
+        lr=2e-3,
+        muon_lr=0.02,
+        sheet_every=400,
+        ema=0.995,
+        warmup=50,
+        decay_fraction=0.35,
+    )
     train(
-        config, Oracle(), loss, lambda _: draw_batch(gallery),
+        config,
+        Oracle(),
+        loss,
+        lambda _: draw_batch(gallery),
         sheet_fn=lambda model, path: draw_sheet(model, held_out, path),  # type: ignore[arg-type]
         eval_fn=lambda model: examine(model, held_out),  # type: ignore[arg-type]
         export_fn=lambda model, _: save(model, folder / "oracle.safetensors"),

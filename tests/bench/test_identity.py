@@ -1,0 +1,108 @@
+"""The bench from its command line; with trained instruments, the controls come out as they must."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench import identity
+from training.convnet import save
+from training.detector import Detector
+from training.identity import IdentityEncoder
+from training.world.oracle import Oracle
+
+SHIPPED = Path(__file__).resolve().parents[2] / "models" / "miniature"
+FILES = ("identity.safetensors", "detector.safetensors", "oracle.safetensors")
+trained = pytest.mark.skipif(
+    not all((SHIPPED / name).is_file() for name in FILES), reason="no trained instruments"
+)
+
+
+def _last_line(capsys: pytest.CaptureFixture[str], *words: str) -> dict:
+    assert identity.main(["--json", *words]) == 0
+    return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+
+
+@pytest.fixture
+def untrained(tmp_path: Path) -> Path:
+    for name, net in zip(FILES, (IdentityEncoder(), Detector(), Oracle()), strict=True):
+        save(net, tmp_path / name)
+    return tmp_path
+
+
+def test_last_line_is_one_object_of_the_promised_shape(
+    untrained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sheet = untrained / "sheet.png"
+    words = ("--control", "truth", "--model", str(untrained), "--cases", "2", "--seeds", "1")
+    result = _last_line(capsys, *words, "--sheet", str(sheet))
+    assert set(result["subjects"]) == {"1", "2", "3"}
+    promised = {"similarity", "upper", "lower", "reached", "worst", "swaps", "missing"}
+    for row in result["subjects"].values():
+        assert promised | {"motion", "background", "copy_paste", "factors"} <= set(row)
+    assert (result["cases"], result["seeds"]) == (2, 1)
+    assert sheet.stat().st_size > 1000
+
+
+def test_a_model_generates_what_is_measured(
+    untrained: Path, random_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (
+        "--model",
+        str(random_model),
+        "--instruments",
+        str(untrained),
+        "--cases",
+        "2",
+        "--seeds",
+        "1",
+        "--subjects",
+        "1",
+        "--steps",
+        "1",
+    )
+    result = _last_line(capsys, *words)
+    assert result["model"] == str(random_model)
+    assert set(result["subjects"]) == {"1"}
+
+
+def test_missing_instruments_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert identity.main(["--model", str(tmp_path), "--control", "truth"]) == 2
+    assert "identity.safetensors" in capsys.readouterr().err.replace("\n", "")
+
+
+def test_one_case_is_too_few(untrained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--model", str(untrained), "--control", "truth", "--cases", "1"]
+    assert identity.main(words) == 2
+    assert "at least two" in capsys.readouterr().err
+
+
+@trained
+def test_truth_reaches_one(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--model", str(SHIPPED), "--cases", "8", "--seeds", "1", "--control", "truth")
+    for row in _last_line(capsys, *words)["subjects"].values():
+        assert row["reached"] == pytest.approx(1)
+        assert row["upper"] > row["lower"] + 0.3
+        assert row["swaps"] <= 0.1 and row["missing"] <= 0.1
+        assert row["motion"] > 0.8 and row["background"] == 1
+        assert row["copy_paste"] == pytest.approx(-1)
+
+
+@trained
+def test_strangers_reach_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--model", str(SHIPPED), "--cases", "8", "--seeds", "1", "--control", "strangers")
+    for row in _last_line(capsys, *words)["subjects"].values():
+        assert abs(row["reached"]) < 0.25
+        assert row["missing"] <= 0.1
+
+
+@trained
+def test_exchanged_roles_are_swaps_and_an_empty_stage_misses_all(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ("--model", str(SHIPPED), "--cases", "12", "--seeds", "1", "--subjects", "2")
+    swapped = _last_line(capsys, *words, "--control", "exchange")["subjects"]["2"]
+    assert swapped["swaps"] > 0.85
+    assert swapped["reached"] > 0.9
+    empty = _last_line(capsys, *words, "--control", "blank")["subjects"]["2"]
+    assert (empty["missing"], empty["similarity"]) == (1, 0)
