@@ -25,7 +25,7 @@ from engine.encodings import Encoders, Encodings, EncodingsBatch, encode, key, s
 from engine.errors import SpecError
 from engine.presets import Preset
 from engine.sample import Conditions, Step, sample
-from engine.spec import Guidance, Reference, Spec, text_of
+from engine.spec import Guidance, Reference, Span, Spec, text_of
 from engine.text import TextEncoder
 from engine.vae import VAE, to_frames
 from engine.video import Video, picture_bytes
@@ -137,7 +137,9 @@ class Engine:
             self.preset.reference_height or spec.height,
         )
 
-        def kept(text: str, spans: Sequence, pictures: Sequence[Reference]) -> Encodings:
+        def kept(
+            text: str, spans: Sequence[Sequence[Span]], pictures: Sequence[Reference]
+        ) -> Encodings:
             return self.cache.get_or(
                 key(self.digest, text, spans, pictures, size),
                 lambda: encode(text, spans, pictures, self.encoders, size),

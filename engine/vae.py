@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan
@@ -23,10 +24,11 @@ from engine.presets import VAEConfig
 STATISTICS = ("latents_mean", "latents_std")
 
 
-def build_vae(config: VAEConfig) -> AutoencoderKLWan:
-    """diffusers' class with fresh weights."""
+def build_vae(config: VAEConfig) -> Any:
+    """diffusers' AutoencoderKLWan (a class without types) with fresh weights."""
     numbers = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
-    return AutoencoderKLWan(
+    build: Any = AutoencoderKLWan
+    return build(
         **numbers,
         scale_factor_spatial=config.spatial_factor,
         scale_factor_temporal=config.temporal_factor,
@@ -38,9 +40,7 @@ def build_vae(config: VAEConfig) -> AutoencoderKLWan:
 class VAE:
     """Encoder and decoder with their statistics. Keeps nothing of any clip."""
 
-    def __init__(
-        self, model: AutoencoderKLWan, mean_C: Tensor, std_C: Tensor, config: VAEConfig
-    ) -> None:
+    def __init__(self, model: Any, mean_C: Tensor, std_C: Tensor, config: VAEConfig) -> None:
         assert mean_C.shape == std_C.shape == (config.z_dim,)
         self.model = model.eval().requires_grad_(False)
         self.mean = mean_C.float().view(-1, 1, 1, 1)
@@ -75,7 +75,7 @@ class VAE:
         num_frames = frames_BCTHW.shape[2]
         assert num_frames % self.config.temporal_factor == 1, num_frames
         frames = frames_BCTHW.to(self.model.dtype)
-        mean = self.model.encode(frames).latent_dist.mode().float()
+        mean: Tensor = self.model.encode(frames).latent_dist.mode().float()
         return (mean - self.mean) / self.std
 
     @torch.no_grad()

@@ -1,0 +1,65 @@
+"""Names of published Wan and Phantom weights: the original layout and that of diffusers.
+
+`engine.dit` carries the original names (Wan-Video/Wan2.1; Phantom's files have the same). Files in
+diffusers' layout are renamed; the table is that of diffusers
+`loaders/single_file_utils.py convert_wan_transformer_to_diffusers`, read backwards. Beware: norm2
+there is norm3 here.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor
+
+from engine.checkpoint import load_strict
+from engine.dit import STREAM_PARAMETERS, WanDiT
+
+PREFIX = "model.diffusion_model."  # files that went through ComfyUI
+# (original, diffusers): the first that occurs in a name is replaced.
+_RENAMED = (
+    ("text_embedding.0", "condition_embedder.text_embedder.linear_1"),
+    ("text_embedding.2", "condition_embedder.text_embedder.linear_2"),
+    ("time_embedding.0", "condition_embedder.time_embedder.linear_1"),
+    ("time_embedding.2", "condition_embedder.time_embedder.linear_2"),
+    ("time_projection.1", "condition_embedder.time_proj"),
+    ("head.modulation", "scale_shift_table"),
+    ("head.head", "proj_out"),
+    ("modulation", "scale_shift_table"),
+    ("self_attn.o", "attn1.to_out.0"),
+    ("cross_attn.o", "attn2.to_out.0"),
+    ("self_attn.norm", "attn1.norm"),
+    ("cross_attn.norm", "attn2.norm"),
+    ("self_attn.", "attn1.to_"),
+    ("cross_attn.", "attn2.to_"),
+    ("norm3", "norm2"),
+    ("ffn.0", "ffn.net.0.proj"),
+    ("ffn.2", "ffn.net.2"),
+)
+
+
+def diffusers_name(name: str) -> str:
+    """What diffusers' WanTransformer3DModel calls a parameter of the base."""
+    for original, renamed in _RENAMED:
+        if original in name:
+            return name.replace(original, renamed)
+    return name
+
+
+def original_names(tensors: Mapping[str, Tensor], base: Iterable[str]) -> dict[str, Tensor]:
+    """The tensors under the original names, from either layout; `base` are those names."""
+    stripped = {name.removeprefix(PREFIX): value for name, value in tensors.items()}
+    if "proj_out.weight" not in stripped:
+        return stripped
+    back = {diffusers_name(name): name for name in base}
+    return {back.get(name, name): value for name, value in stripped.items()}
+
+
+def load_base(dit: WanDiT, tensors: Mapping[str, Tensor], name: str = "the weights") -> None:
+    """Loads published weights into the base, every one of them; the identity stream stays.
+
+    Raises:
+        CheckpointError: naming the keys that are missing, unknown or of another shape.
+    """
+    own = dit.state_dict()
+    stream = {key: value for key, value in own.items() if key.startswith(STREAM_PARAMETERS)}
+    base = own.keys() - stream.keys()
+    load_strict(dit, {**stream, **original_names(tensors, base)}, name)

@@ -1,0 +1,88 @@
+"""The cache: a hit is bit-equal to its miss, tenants are apart, damage is a miss."""
+
+import os
+
+import pytest
+import torch
+
+from engine.cache import EncodingCache
+from engine.encodings import Encodings
+
+
+def made(seed: int = 0) -> Encodings:
+    generator = torch.Generator().manual_seed(seed)
+    sizes = [(4, 3), (2, 16, 2, 2), (2, 3), (0, 5)]
+    return Encodings(*(torch.randn(size, generator=generator) for size in sizes))
+
+
+class Maker:
+    """Counts how often it is asked."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed, self.calls = seed, 0
+
+    def __call__(self) -> Encodings:
+        self.calls += 1
+        return made(self.seed)
+
+
+def assert_same(one: Encodings, two: Encodings) -> None:
+    for name, tensor in one.tensors().items():
+        assert torch.equal(tensor, two.tensors()[name]), name
+
+
+def test_memory_hit():
+    cache, maker = EncodingCache(), Maker()
+    first = cache.get_or("k", maker)
+    assert cache.get_or("k", maker) is first and maker.calls == 1
+
+
+def test_disk_hit_of_another_process_is_bit_equal(tmp_path):
+    maker = Maker()
+    miss = EncodingCache(folder=tmp_path).get_or("k", maker)
+    hit = EncodingCache(folder=tmp_path).get_or("k", maker)
+    assert maker.calls == 1
+    assert_same(hit, miss)
+
+
+def test_scopes_do_not_see_each_other(tmp_path):
+    cache, maker = EncodingCache(folder=tmp_path), Maker()
+    for scope in ("", "a", "../a", "b"):
+        cache.get_or("k", maker, scope)
+    assert maker.calls == 4
+    assert all(path.parent == tmp_path for path in tmp_path.iterdir())
+
+
+def test_least_recently_used_leaves_first():
+    cache, makers = EncodingCache(max_items=2), {name: Maker() for name in "abc"}
+    for name in "abaca":
+        cache.get_or(name, makers[name])
+    assert [makers[name].calls for name in "abc"] == [1, 1, 1]
+    cache.get_or("b", makers["b"])
+    assert makers["b"].calls == 2
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
+def test_a_damaged_file_is_made_anew(tmp_path, damage):
+    maker = Maker()
+    EncodingCache(folder=tmp_path).get_or("k", maker)
+    (path,) = tmp_path.rglob("*.safetensors")
+    content = bytearray(path.read_bytes())
+    if damage == "flip":
+        content[-1] ^= 1
+    path.write_bytes({"flip": content, "cut": content[:-9], "empty": b""}[damage])
+    assert_same(EncodingCache(folder=tmp_path).get_or("k", maker), made())
+    assert maker.calls == 2
+    EncodingCache(folder=tmp_path).get_or("k", maker)
+    assert maker.calls == 2 and len(list(tmp_path.rglob("*.safetensors"))) == 1
+
+
+def test_the_disk_does_not_grow_beyond_its_share(tmp_path):
+    EncodingCache(folder=tmp_path).get_or("probe", Maker())
+    (probe,) = tmp_path.rglob("*.safetensors")
+    os.utime(probe, (0, 0))
+    cache = EncodingCache(folder=tmp_path, max_bytes=3 * probe.stat().st_size)
+    for number in range(6):
+        cache.get_or(f"k{number}", Maker(number))
+    left = {path.stem.split("-")[0] for path in tmp_path.rglob("*.safetensors")}
+    assert len(left) == 3 and "probe" not in left and "k5" in left

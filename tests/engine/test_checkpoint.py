@@ -1,0 +1,173 @@
+"""Model folders: whole or refused, and never a file opened that is not vouched for."""
+
+import json
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from engine import checkpoint
+from engine.checkpoint import Manifest, load_strict, save_folder, tensor_bytes, verify
+from engine.errors import CheckpointError
+from engine.presets import MINIATURE
+
+FILES = {"a.safetensors": b"weights", "b.json": b"{}"}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save_folder(tmp_path / "model", Manifest("miniature", lineage={"seed": 1}), FILES)
+    return tmp_path / "model"
+
+
+def test_what_is_saved_verifies(folder):
+    manifest = verify(folder)
+    assert set(manifest.files) == set(FILES) and manifest.lineage == {"seed": 1}
+    assert (folder / "a.safetensors").read_bytes() == b"weights"
+    assert verify(folder).digest() == manifest.digest()
+
+
+def test_digest_changes_with_any_byte(folder, tmp_path):
+    other = save_folder(
+        tmp_path / "other",
+        Manifest("miniature", lineage={"seed": 1}),
+        {**FILES, "b.json": b"{ }"},
+    )
+    assert other.digest() != verify(folder).digest()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_flipped_bit_is_found(folder, name):
+    content = bytearray((folder / name).read_bytes())
+    content[-1] ^= 1
+    (folder / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=name):
+        verify(folder)
+
+
+def test_missing_unlisted_and_linked_files_are_named(folder, tmp_path):
+    (folder / "c.bin").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="c.bin"):
+        verify(folder)
+    (folder / "c.bin").unlink()
+    (tmp_path / "same").write_bytes(b"{}")
+    (folder / "b.json").unlink()
+    with pytest.raises(CheckpointError, match="b.json is missing"):
+        verify(folder)
+    (folder / "b.json").symlink_to(tmp_path / "same")
+    with pytest.raises(CheckpointError, match="b.json is missing"):
+        verify(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not JSON"),
+        (b"[1]", "format"),
+        (b"[" * 100_000, "not JSON"),
+        (b'{"format": 2}', "format"),
+        (b'{"format": 1, "preset": "miniature"}', "lacks"),
+    ],
+)
+def test_a_manifest_that_is_none_is_refused(folder, content, message):
+    (folder / "manifest.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=message):
+        verify(folder)
+
+
+def test_no_manifest_no_model(tmp_path):
+    with pytest.raises(CheckpointError, match="manifest.json"):
+        verify(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/b", "", ".hidden", "manifest.json"])
+def test_a_manifest_cannot_point_outside(folder, name):
+    values = json.loads((folder / "manifest.json").read_text())
+    values["files"] = {name: "0" * 64}
+    (folder / "manifest.json").write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match="plain file name"):
+        verify(folder)
+    with pytest.raises(CheckpointError, match="plain file name"):
+        save_folder(folder.parent / "new", Manifest("miniature"), {name: b""})
+
+
+def test_a_published_folder_is_not_overwritten_by_accident(folder):
+    with pytest.raises(CheckpointError, match="exists"):
+        save_folder(folder, Manifest("miniature"), {"new": b"1"})
+    assert set(verify(folder).files) == set(FILES)
+    save_folder(folder, Manifest("miniature"), {"new": b"1"}, overwrite=True)
+    assert set(verify(folder).files) == {"new"}
+
+
+def test_a_failed_save_leaves_the_old_folder_and_no_rubbish(folder, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "_write", full)
+    with pytest.raises(OSError, match="No space"):
+        save_folder(folder, Manifest("miniature"), {"new": b"1"}, overwrite=True)
+    monkeypatch.undo()
+    assert set(verify(folder).files) == set(FILES)
+    assert os.listdir(folder.parent) == ["model"]
+
+
+def test_configs_override_numbers_of_the_preset():
+    configs = {"dit": {"dim": 96, "patch": [1, 2, 2]}, "defaults": {"guidance": 3}}
+    preset = Manifest("miniature", configs=configs).resolve()
+    assert preset.dit == replace(MINIATURE.dit, dim=96)
+    assert preset.defaults.guidance == 3 and preset.vae == MINIATURE.vae
+
+
+@pytest.mark.parametrize(
+    "configs",
+    [
+        {"dit": {"dim": "96"}},
+        {"dit": {"dim": True}},
+        {"dit": {"depth": 3}},
+        {"dit": {"__class__": "x"}},
+        {"dit": {"patch": ["1", 2, 2]}},
+        {"wheels": {"n": 4}},
+        {"name": {"x": 1}},
+        {"dit": 3},
+    ],
+)
+def test_configs_of_another_kind_are_refused(configs):
+    with pytest.raises(CheckpointError, match="configs"):
+        Manifest("miniature", configs=configs).resolve()
+
+
+def test_unknown_preset_is_refused():
+    with pytest.raises(CheckpointError, match="giant"):
+        Manifest("giant").resolve()
+
+
+def test_tensors_survive_rounded_to_bf16(tmp_path):
+    module = nn.Linear(3, 2)
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(tensor_bytes(module.state_dict()))
+    other = nn.Linear(3, 2)
+    load_strict(other, path)
+    assert other.weight.dtype == torch.float32
+    assert torch.equal(other.weight, module.weight.bfloat16().float())
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"weight": torch.ones(2, 3)}, "lacks bias"),
+        ({"weight": torch.ones(2, 3), "bias": torch.ones(2), "x": torch.ones(1)}, "unknown x"),
+        ({"weight": torch.ones(3, 2), "bias": torch.ones(2)}, r"weight is \(3, 2\), not \(2, 3\)"),
+    ],
+)
+def test_strict_loading_names_the_key(tensors, message):
+    with pytest.raises(CheckpointError, match=message):
+        load_strict(nn.Linear(3, 2), tensors, "w")
+
+
+def test_a_pickle_is_not_opened(tmp_path):
+    path = tmp_path / "w.safetensors"
+    torch.save({"weight": torch.ones(2, 3)}, path)
+    with pytest.raises(CheckpointError, match="cannot read"):
+        load_strict(nn.Linear(3, 2), path)

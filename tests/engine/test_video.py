@@ -1,0 +1,88 @@
+"""Video files: what a browser plays, and what comes back out of them."""
+
+import io
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from engine.errors import VideoError
+from engine.video import Video
+from tests.engine.conftest import picture
+
+
+def moving(num_frames: int = 17, height: int = 64, width: int = 96) -> Video:
+    """A bright square that walks over a gradient."""
+    frames = np.zeros((num_frames, height, width, 3), np.uint8)
+    frames[..., 2] = np.linspace(0, 200, width, dtype=np.uint8)
+    for number in range(num_frames):
+        x = 4 + number * (width - 24) // num_frames
+        frames[number, 16:32, x : x + 16] = (220, 220, 40)
+    return Video(frames, 8)
+
+
+def test_a_browser_can_play_it():
+    content = moving().mp4()
+    with av.open(io.BytesIO(content)) as container:
+        stream = container.streams.video[0]
+        assert stream.codec_context.name == "h264" and stream.codec_context.pix_fmt == "yuv420p"
+        assert stream.frames == 17 and stream.average_rate == 8
+    assert content.find(b"moov") < content.find(b"mdat")
+
+
+def test_what_goes_in_comes_out():
+    video = moving()
+    back = Video.from_mp4(video.mp4(scale=4))
+    assert back.fps == 8 and back.size == (384, 256)
+    small = back.frames[:, 2::4, 2::4].astype(int)
+    assert np.abs(small - video.frames).mean() < 4
+
+
+def test_same_frames_same_bytes():
+    assert moving().mp4() == moving().mp4()
+    assert moving().mp4(scale=2) != moving().mp4()
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (128, 40)])
+@pytest.mark.parametrize("num_frames", [1, 5])
+def test_every_size_of_the_grid(height, width, num_frames):
+    back = Video.from_mp4(moving(num_frames, height, width).mp4())
+    assert back.frames.shape == (num_frames, height, width, 3)
+
+
+@pytest.mark.parametrize("content", [b"", b"no video", moving().mp4()[:300]])
+def test_what_is_no_video_is_told(content):
+    with pytest.raises(VideoError):
+        Video.from_mp4(content)
+
+
+def test_a_disk_that_refuses_is_told(monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    with pytest.raises(VideoError):
+        moving().mp4()
+
+
+def test_view_scale_reaches_a_visible_size():
+    assert moving().view_scale() == 4
+    assert moving(height=480, width=832).view_scale() == 1
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+def test_thumbnail_is_a_picture_of_the_middle(format):
+    image = Image.open(io.BytesIO(moving().thumbnail(format=format)))
+    assert image.format == format and image.size == (384, 256)
+    assert max(Image.open(io.BytesIO(moving().thumbnail(100))).size) <= 100
+
+
+@pytest.mark.parametrize("num_references", [0, 1, 2, 4])
+@pytest.mark.parametrize("num_frames", [1, 5, 17])
+def test_contact_sheet_shows_references_and_frames(num_references, num_frames):
+    references = [picture(f"n{i}", (10 + i, 200, 10)) for i in range(num_references)]
+    sheet = moving(num_frames).contact_sheet(references)
+    pixels = np.array(sheet).astype(int)
+    greens = (pixels[..., 1] > 180) & (pixels[..., 0] < 60) & (pixels[..., 2] < 60)
+    assert greens.any() == (num_references > 0)
+    yellows = (pixels[..., 0] > 200) & (pixels[..., 1] > 200) & (pixels[..., 2] < 80)
+    assert yellows.sum() > 16 * 16 * min(num_frames, 8)
+    assert sheet.width < 2200 and sheet.height < 1400
