@@ -18,6 +18,14 @@ class Media:
     thumbnail: bytes
     spritesheet: bytes
 
+    def files(self) -> dict[str, tuple[bytes, str]]:
+        """Content and suffix, by the name of the variant on the wire."""
+        return {
+            "video": (self.video, ".mp4"),
+            "thumbnail": (self.thumbnail, ".jpg"),
+            "spritesheet": (self.spritesheet, ".png"),
+        }
+
 
 def render(video: "Video", references: Sequence[Reference]) -> Media:
     """Encode all three; small frames are enlarged by a whole factor, for viewing.

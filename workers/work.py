@@ -85,10 +85,9 @@ class Work:
     def keep(self, video: "Video", references: Sequence[Reference]) -> dict[str, Any]:
         """Store what was made, under this attempt's own prefix; returns the keys."""
         made = media.render(video, references)
-        parts = {"video": ".mp4", "thumbnail": ".jpg", "spritesheet": ".png"}
         keys = {
-            name: self._place.blobs.put(f"{self._prefix}/out", getattr(made, name), suffix).key
-            for name, suffix in parts.items()
+            name: self._place.blobs.put(f"{self._prefix}/out", data, suffix).key
+            for name, (data, suffix) in made.files().items()
         }
         self._place.blobs.delete(f"{self._prefix}/preview")
         return keys

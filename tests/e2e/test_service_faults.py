@@ -106,6 +106,17 @@ def test_sigterm_finishes_the_job_in_hand(service: Service) -> None:
     assert (last["status"], last["attempts"]) == ("completed", 1)
 
 
+def test_sigquit_hands_the_job_back(service: Service) -> None:
+    service.start("gateway", "worker", "reaper")
+    service.wait_ready()
+    job = running_job(service, 100)
+    service.stop("worker", signal.SIGQUIT, limit_s=60)
+    assert get(service, job)["status"] == "queued"
+    service.start("worker")
+    last = watch(service, job, ended, 90)[-1]
+    assert (last["status"], last["attempts"]) == ("completed", 1)
+
+
 def test_a_lost_doorbell_costs_seconds(service: Service, settings: Settings) -> None:
     service.start("gateway")
     service.wait_listening()

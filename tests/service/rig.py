@@ -86,9 +86,9 @@ def ledger(settings: Settings) -> Iterator[Ledger]:
 
 @pytest.fixture
 def roster(settings: Settings) -> Iterator[Roster]:
-    """The roster over the same Redis."""
+    """The roster over the same Redis; whoever is announced stays, however slow the machine."""
     connection = connect(settings)
-    yield Roster(connection, settings)
+    yield Roster(connection, settings.model_copy(update={"lease_s": 600.0}))
     connection.close()
 
 

@@ -2,6 +2,7 @@
 
 import time
 
+from service.ledger import connect
 from service.roster import Roster, WorkerState
 from workers.settings import Settings
 
@@ -22,12 +23,15 @@ def test_a_later_word_replaces_an_earlier(roster: Roster) -> None:
 
 
 def test_the_silent_and_those_who_leave_vanish(roster: Roster, settings: Settings) -> None:
+    client = connect(settings)
+    Roster(client, settings.model_copy(update={"lease_s": 0.2})).announce(WorkerState("w3", "idle"))
     roster.announce(WorkerState("w1", "idle"))
     roster.announce(WorkerState("w2", "idle"))
     roster.leave("w1")
+    time.sleep(0.3)
     assert [worker.id for worker in roster.present()] == ["w2"]
-    time.sleep(settings.lease_s + 0.1)
-    assert roster.present() == []
+    assert client.smembers(f"{settings.key_prefix}:workers") == {"w2"}
+    client.close()
 
 
 def test_starting_is_not_yet_healthy() -> None:

@@ -24,7 +24,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def station(settings: Settings, folder: Path) -> Station:
-    return Station(settings.model_copy(update={"model_dir": folder}))
+    return Station(settings.model_copy(update={"model_dir": folder, "lease_s": 3.0}))
 
 
 def test_it_says_idle_then_busy_then_nothing(station: Station, roster: Roster) -> None:
