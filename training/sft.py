@@ -8,12 +8,12 @@ Legend: B batch, C channels, F H W latents, S subjects, T frames or text tokens,
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -258,21 +258,48 @@ def precompute_part(config: SftConfig, num_shards: int) -> None:
     )  # fmt: skip
 
 
-def run(config: SftConfig) -> None:
+def run_config(config: SftConfig, folder: Path | None = None) -> None:
     """The whole recipe: shards, then training, in `config.num_processes` processes each."""
     most = max(num for _, num in config.data.plan)
     dist.launch(partial(precompute_part, config, most), config.num_processes)
-    dist.launch(partial(_train_quietly, config), config.num_processes)
+    dist.launch(partial(_train_quietly, config, folder), config.num_processes)
 
 
-def _train_quietly(config: SftConfig) -> None:
-    train(config)
+def _train_quietly(config: SftConfig, folder: Path | None) -> None:
+    train(config, folder)
 
 
-def miniature(**changes: Any) -> SftConfig:
-    """The miniature's recipe; `changes` replace fields of its LoopConfig."""
+# What the shards are made with, and the recipe (and its run's folder) that makes it.
+ENCODER_FILES = {
+    "vae.safetensors": "miniature_vae",
+    "text.safetensors": "text",
+    "text_tokenizer.json": "text",
+    "vlm.safetensors": "vlm",
+    "vlm_tokenizer.json": "vlm",
+}
+
+
+def gather_encoders(runs: Path, target: Path) -> None:
+    """Copies the exported encoders from their runs, once: a later export changes nothing here.
+
+    Raises:
+        FileNotFoundError: an encoder has not been trained; the message names its recipe.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    for name, run_name in ENCODER_FILES.items():
+        source = runs / run_name / name
+        if (target / name).exists():
+            continue
+        if not source.exists():
+            recipe = f"miniature_{run_name.removeprefix('miniature_')}"
+            raise FileNotFoundError(f"{source} is missing: run `troupe train {recipe}` first")
+        shutil.copyfile(source, target / name)
+
+
+def miniature() -> SftConfig:
+    """The miniature's numbers, for two cores."""
     runs = Path("runs")
-    config = SftConfig(
+    return SftConfig(
         loop=LoopConfig(
             "miniature_sft",
             minutes=75,
@@ -280,12 +307,32 @@ def miniature(**changes: Any) -> SftConfig:
             muon_lr=0.01,
             warmup=50,
             ema=0.998,
-            accumulate=1,
             save_every_s=120,
             sheet_every=1000,
             log_every=20,
         ),
-        data=DataConfig(runs / "shards", runs / "encoders", plan=((0, 32),), batch_size=16),
+        data=DataConfig(runs / "shards", runs / "encoders", plan=((0, 24),), batch_size=16),
         num_processes=2,
     )
-    return replace(config, loop=replace(config.loop, **changes))
+
+
+def run_shards() -> None:
+    """Recipe `miniature_shards`: only the shards, in two processes."""
+    gather_encoders(Path("runs"), Path("runs/encoders"))
+    config = miniature()
+    most = max(num for _, num in config.data.plan)
+    dist.launch(partial(precompute_part, config, most), config.num_processes)
+
+
+def run() -> None:
+    """Recipe `miniature_sft`: shards, then training; export at runs/miniature_sft."""
+    gather_encoders(Path("runs"), Path("runs/encoders"))
+    run_config(miniature())
+
+
+def run_lora() -> None:
+    """Recipe `miniature_lora`: adapters of rank 8 on the trained miniature."""
+    config = miniature()
+    loop = replace(config.loop, name="miniature_lora", minutes=10.0, muon_lr=None, lr=5e-4)
+    base = Path("runs/miniature_sft/dit.safetensors")
+    run_config(replace(config, loop=loop, base=base, lora=8))

@@ -28,8 +28,8 @@ def test_weights_move_attention_but_not_scale() -> None:
 
 
 def test_noised_lies_on_the_straight_path() -> None:
-    torch.manual_seed(0)
     x0 = torch.randn(5, 2, 3, 4, 4)
+    torch.manual_seed(0)
     x, t, v = losses.noised(x0, shift=1.0)
     torch.testing.assert_close(x - t.view(-1, 1, 1, 1, 1) * v, x0)
     assert ((t > 0) & (t < 1)).all()
