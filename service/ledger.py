@@ -201,7 +201,8 @@ class Ledger:
         return bool(word == "ok")
 
     def delete(self, job_id: str) -> str:
-        """Forget a job and remember that its blobs must go. Returns the state it had.
+        """Forget a job and remember that its blobs must go. Returns the state it had, or
+        `deleted` while an earlier deletion still waits for its sweep.
 
         A worker that has it in hand is told `gone` at its next heartbeat. Raises NotFound.
         """

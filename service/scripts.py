@@ -12,7 +12,8 @@ Keys, all under one prefix (KEYS[1], with its colon):
 
 Conservation: submitted = |queued| + |running| + completed + failed, at every instant. A job that
 is deleted before its end counts as failed. Every script answers an array whose first element is
-a word; the words are the vocabulary of `service.ledger`.
+a word; the words are the vocabulary of `service.ledger`. Asked again by the same caller, because
+the first answer was lost on the way, a script gives that answer again and changes nothing.
 """
 
 _HEAD = """
@@ -44,6 +45,9 @@ local function owned(id, token)
   if not state then return 'gone' end
   if state ~= 'running' or get(id, 'token') ~= token then return 'stale' end
   return 'ok'
+end
+local function did(id, token, state)
+  return get(id, 'state') == state and get(id, 'token') == token
 end
 """
 
@@ -111,6 +115,7 @@ COMMIT = (
     _HEAD
     + """
 local id = ARGV[1]
+if did(id, ARGV[2], 'completed') then return {'ok'} end
 local word = owned(id, ARGV[2])
 if word ~= 'ok' then return {word} end
 if get(id, 'cancel') then return {'cancel'} end
@@ -130,6 +135,8 @@ FAIL = (
     _HEAD
     + """
 local id = ARGV[1]
+if did(id, ARGV[2], 'failed') then return {'ok'} end
+if did(id, ARGV[2], 'queued') then return {'again'} end
 local word = owned(id, ARGV[2])
 if word ~= 'ok' then return {word} end
 if num(id, 'attempts') < tonumber(ARGV[5]) and not get(id, 'cancel') then
@@ -146,6 +153,7 @@ HAND_BACK = (
     _HEAD
     + """
 local id = ARGV[1]
+if did(id, ARGV[2], 'queued') then return {'ok'} end
 local word = owned(id, ARGV[2])
 if word ~= 'ok' then return {word} end
 redis.call('HINCRBY', key(id), 'attempts', -1)
@@ -171,12 +179,14 @@ return {'ok'}
 """
 )
 
-# id -> gone | the state it had. Its worker learns it from the next heartbeat.
+# id -> gone | deleted (before, not yet swept) | the state it had. Its worker learns it from its
+# next heartbeat.
 DELETE = (
     _HEAD
     + """
 local id = ARGV[1]
 local state = get(id, 'state')
+if not state and redis.call('ZSCORE', p .. 'graves', id) then return {'deleted'} end
 if not state then return {'gone'} end
 if state == 'queued' or state == 'running' then finish(id, 'failed') end
 redis.call('ZREM', p .. 'all', id)

@@ -112,6 +112,6 @@ def delete(video_id: str, house: TheHouse) -> VideoDeleted:
     """
     state = house.ledger.delete(video_id)
     house.blobs.delete(f"videos/{video_id}")
-    if state != "running":
+    if state not in {"running", "deleted"}:
         house.ledger.bury(video_id)
     return VideoDeleted(id=video_id)

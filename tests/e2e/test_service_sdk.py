@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning"
 @pytest.fixture
 def client(settings: Settings, tmp_path: Path) -> Iterator["openai.OpenAI"]:
     (tmp_path / "model").mkdir()
-    quick = settings.model_copy(update={"model_dir": tmp_path / "model"})
+    quick = settings.model_copy(update={"lease_s": 3.0, "model_dir": tmp_path / "model"})
     service = Service(quick, tmp_path)
     try:
         service.start("gateway", "worker", "reaper")

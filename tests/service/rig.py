@@ -129,7 +129,7 @@ def request_of(*names: str, prompt: str | None = None) -> dict[str, Any]:
     return found
 
 
-def wait_for(what: Callable[[], Any], limit_s: float = 20.0, every_s: float = 0.02) -> Any:
+def wait_for(what: Callable[[], Any], limit_s: float = 120.0, every_s: float = 0.02) -> Any:
     """The first true answer. Fails the test when there is none in time."""
     end = time.monotonic() + limit_s
     while not (answer := what()):
@@ -165,7 +165,7 @@ class Service:
         """What it wrote."""
         return (self.logs / f"{name}.log").read_text()
 
-    def stop(self, name: str, how: signal.Signals = signal.SIGTERM, limit_s: float = 20.0) -> int:
+    def stop(self, name: str, how: signal.Signals = signal.SIGTERM, limit_s: float = 120.0) -> int:
         """Signal one process, wait, return its status."""
         process = self._processes.pop(name)
         process.send_signal(how)
@@ -212,11 +212,11 @@ class Service:
     def wait_ready(self) -> None:
         """Until a job sent now would be made."""
         self.wait_listening()
-        wait_for(lambda: httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200, 40)
+        wait_for(lambda: httpx.get(f"{self.url}/readyz", timeout=30).status_code == 200)
 
     def _answers(self) -> bool:
         try:
-            return httpx.get(f"{self.url}/healthz", timeout=5).status_code == 200
+            return httpx.get(f"{self.url}/healthz", timeout=30).status_code == 200
         except httpx.TransportError:
             return False
 
