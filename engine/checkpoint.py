@@ -65,8 +65,10 @@ class Manifest:
         if set(values) != known:
             wrong = ", ".join(sorted(set(values) ^ known))
             raise CheckpointError(f"{MANIFEST} lacks or should not have: {wrong}")
-        if not all(isinstance(values[name], dict) for name in known - {"preset"}):
-            raise CheckpointError(f"{MANIFEST}: everything but the preset must be an object")
+        kinds = {name: str if name == "preset" else dict for name in known}
+        for name, kind in kinds.items():
+            if not isinstance(values[name], kind):
+                raise CheckpointError(f"{MANIFEST}: {name} is not of format {FORMAT}")
         return cls(**values)
 
     def digest(self) -> str:

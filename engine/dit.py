@@ -15,8 +15,7 @@ no subjects its branch is not computed at all: the model then is plain Wan, bit 
 initialisation, where the value projections are zero.
 
 Parameters carry the names of the upstream files (Wan-Video/Wan2.1 `wan/modules/model.py`), so those
-load strictly; what the stream adds begins with one of
-`STREAM_PARAMETERS`.
+load strictly; what the stream adds begins with one of `STREAM_PARAMETERS`.
 """
 
 import math
@@ -71,6 +70,10 @@ class SubjectKV(NamedTuple):
     tokens_BRM: Tensor | None = None
     token_mask_BR: Tensor | None = None
     grid: tuple[int, int, int] = (0, 0, 0)
+
+
+Text = Tensor | tuple[KV, ...]  # features, or what `text_kv` made of them
+Subjects = SubjectInputs | SubjectKV | None  # raw, or what `subject_stream` made of them
 
 
 class Condition(NamedTuple):
@@ -407,28 +410,18 @@ class WanDiT(nn.Module):
             self.subject_blocks = nn.ModuleList(SubjectBlock(config) for _ in layers)
 
     def forward(
-        self,
-        x_BCFHW: Tensor,
-        t_B: Tensor,
-        text: Tensor | tuple[KV, ...],
-        subjects: SubjectInputs | SubjectKV | None = None,
+        self, x_BCFHW: Tensor, t_B: Tensor, text: Text, subjects: Subjects = None
     ) -> Tensor:
         """The velocity at x_t, [B, C, F, H, W] fp32.
 
         Args:
-            x_BCFHW: noisy latents.
-            t_B: times in [0, 1], see `engine.flow`.
-            text: text_BTM, zero-padded to `text_len` (the pads are attended to, as in Wan), or
-                the K and V that `text_kv` made of it.
-            subjects: raw inputs, or what `subject_stream` made of them, or None for plain Wan.
+            x_BCFHW: noisy latents. t_B: times in [0, 1], see `engine.flow`.
+            text: text_BTM, zero-padded to `text_len` (the pads are attended to, as in Wan), or KV.
+            subjects: None is plain Wan.
         """
         return self.denoise(x_BCFHW, t_B, self.condition(text, subjects))
 
-    def condition(
-        self,
-        text: Tensor | tuple[KV, ...],
-        subjects: SubjectInputs | SubjectKV | None = None,
-    ) -> Condition:
+    def condition(self, text: Text, subjects: Subjects = None) -> Condition:
         """All that does not change from step to step, computed once."""
         layers = self.text_kv(text) if isinstance(text, Tensor) else text
         if isinstance(subjects, SubjectInputs):

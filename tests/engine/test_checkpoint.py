@@ -69,6 +69,16 @@ def test_missing_unlisted_and_linked_files_are_named(folder, tmp_path):
         (b"[" * 100_000, "not JSON"),
         (b'{"format": 2}', "format"),
         (b'{"format": 1, "preset": "miniature"}', "lacks"),
+        (
+            b'{"format": 1, "preset": [], "files": {}, "configs": {}, "lineage": {},'
+            b' "evaluation": {}}',
+            "preset",
+        ),
+        (
+            b'{"format": 1, "preset": "miniature", "files": [], "configs": {}, "lineage": {},'
+            b' "evaluation": {}}',
+            "files",
+        ),
     ],
 )
 def test_a_manifest_that_is_none_is_refused(folder, content, message):
