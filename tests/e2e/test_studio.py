@@ -4,17 +4,19 @@ Only the engine is scripted (tests/workers/scripted.py): its prompt `slow` waits
 """
 
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
-from tests.service.rig import Service, redis_url, settings
+from tests.service.rig import Service, redis_url, wait_for
 from troupe.doctor import find_chromium
 from workers.settings import Settings
 
-__all__ = ["redis_url", "settings"]
+__all__ = ["redis_url"]
 
 FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
@@ -37,17 +39,32 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture
-def service(settings: Settings, tmp_path: Path) -> Iterator[Service]:
-    (tmp_path / "model").mkdir()
-    patient = settings.model_copy(update={"lease_s": 10.0, "model_dir": tmp_path / "model"})
-    service = Service(patient, tmp_path)
+@pytest.fixture(scope="module")
+def service(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("studio")
+    (folder / "model").mkdir()
+    settings = Settings(
+        redis_url=redis_url,
+        key_prefix="studio",
+        blobs_url=str(folder / "blobs"),
+        redis_timeout_s=5,
+        decode_timeout_s=60,
+        model_dir=folder / "model",
+    )
+    service = Service(settings, folder)
     service.start("gateway", "worker", "reaper")
     try:
-        service.wait_ready()
+        wait_for(lambda: _is_ready(service), PATIENCE_MS / 1000, 0.2)
         yield service
     finally:
         service.close()
+
+
+def _is_ready(service: Service) -> bool:
+    try:
+        return httpx.get(f"{service.url}/readyz", timeout=10).status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 @pytest.fixture
@@ -67,7 +84,17 @@ def page(browser: Browser, service: Service) -> Iterator[Page]:
     expect(page.locator("#service")).to_have_attribute("data-state", "ready")
     yield page
     context.close()
+    for video in httpx.get(f"{service.url}/v1/videos", timeout=30).json()["data"]:
+        httpx.delete(f"{service.url}/v1/videos/{video['id']}", timeout=30)
     assert wrong == []
+
+
+def _until(element: Locator, condition: str) -> None:
+    """Waits for a condition of one element. The page's policy forbids Playwright's own way."""
+    end = time.monotonic() + PATIENCE_MS / 1000
+    while not element.evaluate(condition):
+        assert time.monotonic() < end, condition
+        time.sleep(0.1)
 
 
 def _fill_example(page: Page) -> None:
@@ -93,12 +120,12 @@ def test_pictures_to_video_and_again(page: Page, service: Service) -> None:
     expect(page.locator("#result")).to_be_visible()
 
     player = page.locator("#player")
-    page.wait_for_function("document.getElementById('player').readyState >= 2")
+    _until(player, "video => video.readyState >= 2")
     assert player.evaluate("video => video.loop && video.muted && video.videoWidth > 0")
     assert player.evaluate("video => getComputedStyle(video).imageRendering") == "pixelated"
     expect(page.locator("#faces li")).to_have_count(2)
     for face in page.locator("#faces img").all():
-        page.wait_for_function("image => image.naturalWidth > 0", arg=face.element_handle())
+        _until(face, "image => image.naturalWidth > 0")
     page.click("#sheet-toggle")
     expect(page.locator("#sheet")).to_be_visible()
     with page.expect_download() as download:
@@ -121,7 +148,7 @@ def test_progress_is_live_and_can_be_stopped(page: Page) -> None:
     page.fill("#prompt", "slow: @anna waits for @bob")
     _make(page, steps=60)
     expect(page.locator("#stage-detail")).to_contain_text(re.compile(r"step \d+ of 60"))
-    page.wait_for_function("document.getElementById('progress').value > 5")
+    _until(page.locator("#progress"), "bar => bar.value > 5")
     page.click("#cancel")
     expect(page.locator("#verdict")).to_contain_text(re.compile("cancel", re.IGNORECASE))
     expect(page.locator(".card .badge").first).to_have_text("stopped")
