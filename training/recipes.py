@@ -25,6 +25,7 @@ RECIPES: dict[str, Callable[[], None]] = {
     "miniature_vlm": _in("vlm"),
     "miniature_identity": _in("identity"),
     "miniature_shards": _in("sft", "run_shards"),
+    "miniature_sft_small": _in("sft", "run_small"),
     "miniature_sft": _in("sft"),
     "miniature_lora": _in("sft", "run_lora"),
     "sft_1_3b": _in("sft_wan", "run_1_3b"),

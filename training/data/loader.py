@@ -62,7 +62,8 @@ class Loader:
 
     plan: (from batch index, shards in use) in rising order; a batch waits until the shards of its
     entry are on disk, so a run started early still is a function of its indices.
-    mixed: pad to the batch's most subjects instead of giving each batch one number.
+    mixed: all numbers of subjects in one batch, padded to the table's most subjects and VLM
+      tokens: one shape for every batch, which is what compiled code wants.
     """
 
     table: Table
@@ -97,6 +98,12 @@ class Loader:
     def null_TM(self) -> Tensor:
         return load_file(Path(self.table.folder.path) / NULL)["text"].float()
 
+    @cached_property
+    def longest_vlm(self) -> int:
+        """Most VLM tokens of any row, as far as the first shards tell; longer ones are cut."""
+        shards = self.table.shards
+        return max(int(s["num_vlm"].max()) for s in shards) if "num_vlm" in shards[0] else 0
+
     def _draw(self, num_shards: int, generator: torch.Generator) -> list[int]:
         """Row numbers of a batch."""
         num_rows = num_shards * self.table.folder.rows
@@ -112,10 +119,11 @@ class Loader:
         rows = [self.table.row(index) for index in indices]
         stacked = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
         counts = stacked["num_subjects"]
-        num = int(counts.max())
+        num = stacked["refs"].shape[1] if self.mixed else int(counts.max())
         # Widths in steps of 16 tokens: few different shapes, for compiled code.
         lengths = stacked.get("num_vlm", torch.zeros(len(rows), dtype=torch.long))
-        width = -(-int(lengths.max()) // 16) * 16
+        longest = self.longest_vlm if self.mixed else int(lengths.max())
+        width = -(-longest // 16) * 16
         vlm = stacked.get("vlm", torch.zeros(len(rows), 0, 1))[:, :width].float()
         return Batch(
             x0_BCFHW=stacked["latents"].float(),

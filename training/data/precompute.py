@@ -26,7 +26,7 @@ from engine.vae import VAE, to_pixels
 from engine.vlm import VLM, content
 from training import vae_whole
 from training.data.shards import COLUMNS, ShardFolder
-from training.world.clip import Clip, sample_clip
+from training.world.clip import Clip
 
 NULL = "null.safetensors"
 
@@ -120,7 +120,7 @@ def encode_shard(
     seeds = folder.seeds(shard)
     for start in range(seeds.start, seeds.stop, batch_size):
         numbers = range(start, min(start + batch_size, seeds.stop))
-        clips = [sample_clip(n, split=folder.split, reference=folder.reference) for n in numbers]
+        clips = [folder.clip(n) for n in numbers]
         for column in columns:
             parts[column].append(ENCODE[column](clips, sources))
     return {

@@ -21,18 +21,25 @@ from safetensors import safe_open
 from torch import Tensor
 
 from training.state import write_safetensors
+from training.world.clip import Clip, sample_clip
 
 COLUMNS = ("video", "refs", "text", "vlm")
 
 
 @dataclass(frozen=True)
 class ShardFolder:
-    """Where the table lies. `rows` per shard; `split` and `reference` as in `sample_clip`."""
+    """Where the table lies. `rows` per shard; `split` and `reference` as in `sample_clip`.
+
+    height, width, reference_size: px of the clips and of the references.
+    """
 
     path: Path
     rows: int = 256
     split: str = "train"
     reference: str = "cross"
+    height: int = 64
+    width: int = 96
+    reference_size: int = 64
 
     def file(self, column: str, shard: int) -> Path:
         return self.path / f"{column}-{shard:05d}.safetensors"
@@ -41,6 +48,16 @@ class ShardFolder:
         """Clip numbers of a shard."""
         return range(shard * self.rows, (shard + 1) * self.rows)
 
+    def clip(self, number: int) -> Clip:
+        return sample_clip(
+            number,
+            split=self.split,
+            reference=self.reference,
+            height=self.height,
+            width=self.width,
+            reference_size=self.reference_size,
+        )
+
     def header(self, shard: int, weights: str) -> dict[str, str]:
         """What a file must say to be taken for this shard, made by these weights."""
         seeds = self.seeds(shard)
@@ -48,6 +65,7 @@ class ShardFolder:
             "seeds": f"{seeds.start}:{seeds.stop}",
             "split": self.split,
             "reference": self.reference,
+            "size": f"{self.width}x{self.height}, {self.reference_size}",
             "weights": weights,
         }
 

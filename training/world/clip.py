@@ -38,6 +38,7 @@ def sample_clip(
     num_frames: int = 17,
     height: int = 64,
     width: int = 96,
+    reference_size: int = REFERENCE_SIZE,
 ) -> Clip:
     """Clip number `seed` of a split, the same on every call.
 
@@ -54,7 +55,7 @@ def sample_clip(
     words = caption(scene, rng, style)
     return Clip(
         frames=render_clip(scene, num_frames, height, width),
-        references=references_of(scene, rng, reference, num_frames),
+        references=references_of(scene, rng, reference, num_frames, reference_size),
         caption=words,
         scene=scene,
         boxes=scene.boxes(num_frames, height, width),
@@ -63,13 +64,18 @@ def sample_clip(
 
 
 def references_of(
-    scene: Scene, rng: np.random.Generator, kind: str, num_frames: int = 17
+    scene: Scene,
+    rng: np.random.Generator,
+    kind: str,
+    num_frames: int = 17,
+    size: int = REFERENCE_SIZE,
 ) -> np.ndarray:
-    """A picture of each character of the cast, uint8 [S, 64, 64, 3]."""
+    """A picture of each character of the cast, uint8 [S, size, size, 3]."""
     tracks = scene.tracks(num_frames) if kind == "same" else None
     pictures = [
-        render_reference(role.identity, rng, REFERENCE_SIZE,
-                         None if tracks is None else tracks[k, num_frames // 2])
+        render_reference(
+            role.identity, rng, size, None if tracks is None else tracks[k, num_frames // 2]
+        )
         for k, role in enumerate(scene.cast)
     ]
     return np.stack(pictures)
