@@ -353,7 +353,7 @@ def draw_sheet(student: TextStudent, tokenizer: Tokenizer, path: Path, num: int 
     for row, lesson in enumerate(lessons):
         pen.text((8, row * 92 + 4), lesson.text[:180], fill="black")
         for k in range(len(lesson.spans)):
-            told = {name: int(scores[name][first + row, k].argmax()) for name in ("motion", "place")}
+            told = {n: int(scores[n][first + row, k].argmax()) for n in ("motion", "place")}
             right = all(told[name] == lesson.answers[name][k] for name in told)
             start, end = lesson.spans[k][0]
             place = "nowhere said" if told["place"] == UNSAID else PLACES[told["place"]]

@@ -43,7 +43,7 @@ READ_SIZES = FACTOR_SIZES + ROLE_SIZES + SCENE_SIZES
 
 
 READ_NAMES = (*FACTORS, "motion", "place", "background", "light")
-TOWER_STEPS = 250
+TOWER_STEPS = 800
 TOWER_BATCH = 96
 ODD_SIZES = {"portrait": 40, "pair": 10, "cast": 14}
 EVEN_SIZES = {"portrait": 40, "pair": 10, "film": 8}
@@ -201,7 +201,9 @@ def answer_talks(
 
 
 @torch.no_grad()
-def accuracy(student: VLMStudent, batches: Sequence[tuple[list[str], TalkBatch]]) -> dict[str, float]:
+def accuracy(
+    student: VLMStudent, batches: Sequence[tuple[list[str], TalkBatch]]
+) -> dict[str, float]:
     """Per kind of conversation, how often the whole answer is right (each token is the most likely
     one after the right ones, which is when greedy decoding gives it), and what the readers read."""
     hits: dict[str, list[float]] = {}
@@ -227,8 +229,8 @@ def draw_sheet(
     student: VLMStudent, album: Album, tokenizer: Tokenizer, config: VLMConfig, path: Path
 ) -> None:
     """Held-out pictures with question, answer and truth; wrong answers in red."""
-    shown = talks(album, 7, {"portrait": 5, "pair": 2, "cast": 3, "film": 3})
-    answers = answer_talks(student, shown, tokenizer, config)
+    shown = talks(album, 7, {"portrait": 4, "pair": 2, "cast": 2, "film": 2})
+    answers = answer_talks(student, shown, tokenizer, config, max_tokens=28)
     image = Image.new("RGB", (1150, 84 * len(shown)), "white")
     pen = ImageDraw.Draw(image)
     for row, (talk, answer) in enumerate(zip(shown, answers, strict=True)):
@@ -262,7 +264,7 @@ def run(
     ]
     checks = [([t.kind for t in part], talk_batch(part, tokenizer, config)) for part in asked]
     return loop.run(
-        LoopConfig("vlm", minutes=minutes, lr=2e-3, muon_lr=0.01, sheet_every=250),
+        LoopConfig("vlm", minutes=minutes, lr=2e-3, muon_lr=0.01, sheet_every=800),
         student,
         lambda model, batch: model.loss(batch),
         lambda index: lesson(album, index, tokenizer, config),

@@ -106,7 +106,7 @@ def collate(
     for i, encoding in enumerate(tokenizer.encode_batch(list(turns))):
         grids = [(p.shape[0] // cell, p.shape[1] // cell) for p in pictures[i]]
         rows.append(_lay_out([*encoding.ids, *(told[i] if told else ())], pad, grids))
-    length = max(len(row.ids) for row in rows)
+    length = _rounded_up(max(len(row.ids) for row in rows))
     shape = (len(rows), length)
     ids_BL, mask_BL = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     labels_BL, positions_3BL = np.full(shape, IGNORE), np.zeros((3, *shape), np.int64)
@@ -118,6 +118,12 @@ def collate(
         labels_BL[i, answer:num] = row.ids[answer:]
     tensors = (torch.from_numpy(a) for a in (ids_BL, mask_BL, positions_3BL, labels_BL))
     return TalkBatch(*tensors, _by_size(rows, pictures, truths, length, cell))
+
+
+def _rounded_up(number: int) -> int:
+    """To the next multiple of 16: oneDNN compiles its bf16 products anew for every size it meets,
+    which took longer than the products themselves."""
+    return -(-number // 16) * 16
 
 
 def _by_size(
@@ -179,6 +185,9 @@ def see(model: Qwen2_5_VLForConditionalGeneration, pixels_NHWC: Tensor) -> Tenso
     """
     visual = model.model.visual
     config = visual.config
+    num_real = len(pixels_NHWC)
+    spare = _rounded_up(num_real) - num_real
+    pixels_NHWC = F.pad(pixels_NHWC, (0, 0, 0, 0, 0, 0, 0, spare))
     merge, patch = config.spatial_merge_size, config.patch_size
     grid = (pixels_NHWC.shape[1] // patch, pixels_NHWC.shape[2] // patch)
     positions, order, window_PP = _window_plan(grid, merge, config.window_size, patch)
@@ -195,7 +204,7 @@ def see(model: Qwen2_5_VLForConditionalGeneration, pixels_NHWC: Tensor) -> Tenso
         x_NPD = x_NPD + _vision_attention(block.attn, h_NPD, cos, sin, mask)
         x_NPD = x_NPD + block.mlp(block.norm2(x_NPD))
     seen_NKD = visual.merger(x_NPD.reshape(-1, dim)).view(num, num_patches // unit, -1)
-    return seen_NKD[:, torch.argsort(order)]
+    return seen_NKD[:num_real, torch.argsort(order)]
 
 
 def _vision_attention(
@@ -214,7 +223,9 @@ def _vision_attention(
     return attention.proj((weights @ v).transpose(1, 2).reshape(num, num_patches, dim))
 
 
-def read(model: Qwen2_5_VLForConditionalGeneration, batch: TalkBatch) -> tuple[Tensor, list[Tensor]]:
+def read(
+    model: Qwen2_5_VLForConditionalGeneration, batch: TalkBatch
+) -> tuple[Tensor, list[Tensor]]:
     """Last hidden states [B, L, D] of whole conversations, and the tower's tokens by size."""
     seen = [see(model, group.pixels_NHWC) for group in batch.pictures]
     words = model.model.language_model

@@ -59,9 +59,9 @@ DESCRIBE, HAPPENS, SAME = "describe this character", "what happens", "is this th
 WHERE, WHEN, HOW_MANY = "where is this", "what time is it", "how many characters"
 # Words that questions and answers use beyond the captions'.
 EXTRA_WORDS = (
-    f"{DESCRIBE} {HAPPENS} {SAME} {WHERE} {WHEN} {HOW_MANY} user assistant does do who not said yes "
-    "no the differ differs many video color second pattern mouth shape body which accessory hat "
-    "stripes bars dots checks belly plain none one two three four day dusk night meadow beach "
+    f"{DESCRIBE} {HAPPENS} {SAME} {WHERE} {WHEN} {HOW_MANY} user assistant does do who not said "
+    "yes no the differ differs many video color second pattern mouth shape body which accessory "
+    "hat stripes bars dots checks belly plain none one two three four day dusk night meadow beach "
     "desert forest snow street room stage ? : ."
 ).split()
 

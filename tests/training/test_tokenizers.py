@@ -41,7 +41,8 @@ def test_text_specials_are_where_umt5_has_them(text: Tokenizer) -> None:
 
 def test_every_grammar_word_is_one_text_token(text: Tokenizer) -> None:
     for word in grammar_words(500):
-        assert len(text.encode(f"the {word}").ids) == 3, word
+        said = f"the {word}" if word.isalpha() or "-" in word else f"the{word}"
+        assert len(text.encode(said).ids) == 3, word
 
 
 def test_every_word_of_the_vlm_is_one_token(vlm: Tokenizer) -> None:
