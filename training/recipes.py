@@ -28,6 +28,7 @@ RECIPES: dict[str, Callable[[], None]] = {
     "miniature_sft_small": _in("sft", "run_small"),
     "miniature_sft": _in("sft"),
     "miniature_lora": _in("sft", "run_lora"),
+    "miniature_publish": _in("publish"),
     "sft_1_3b": _in("sft_wan", "run_1_3b"),
     "sft_14b": _in("sft_wan", "run_14b"),
 }

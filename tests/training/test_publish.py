@@ -1,0 +1,46 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from engine.checkpoint import verify
+from training.publish import FILES, lineage, publish
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    root = tmp_path / "runs"
+    for name, run in FILES.items():
+        (root / run).mkdir(parents=True, exist_ok=True)
+        (root / run / name).write_bytes(name.encode())
+    log = root / "miniature_sft" / "log.jsonl"
+    log.write_text('{"step": 10, "loss": 1}\n{"step": 20, "loss": 0.5}\n')
+    return root
+
+
+def test_the_folder_verifies_and_says_where_it_comes_from(runs: Path, tmp_path: Path):
+    publish(runs, tmp_path / "model", {"seeds": 3})
+    manifest = verify(tmp_path / "model")
+    assert set(manifest.files) == set(FILES)
+    assert manifest.evaluation == {"seeds": 3}
+    assert manifest.lineage["dit"] == {"run": "miniature_sft", "steps": 20}
+
+
+def test_publishing_again_replaces(runs: Path, tmp_path: Path):
+    first = publish(runs, tmp_path / "model")
+    (runs / "miniature_sft" / "dit.safetensors").write_bytes(b"better")
+    second = publish(runs, tmp_path / "model")
+    assert first.digest() != second.digest()
+    assert verify(tmp_path / "model").digest() == second.digest()
+
+
+def test_a_missing_export_is_named_and_nothing_is_written(runs: Path, tmp_path: Path):
+    (runs / "identity" / "oracle.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="oracle"):
+        publish(runs, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_lineage_skips_what_did_not_run(runs: Path):
+    assert set(lineage(runs)) == {"dit"}
+    assert json.dumps(lineage(runs))
