@@ -25,6 +25,8 @@ from service.errors import BlobError, BlobFull, BlobMissing
 from service.settings import Settings
 
 CHUNK = 1 << 18
+DELETE_TRIES = 50
+_RACED = {errno.ENOENT, errno.ENOTEMPTY}
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -142,11 +144,17 @@ class FolderBlobs:
         return self._path(key).as_uri()
 
     def delete(self, prefix: str) -> None:
-        """Removes the folder."""
+        """Removes the folder, also while another process writes to it or deletes it too."""
         with _folder_errors():
             path = self._path(prefix)
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=False)
+            for _ in range(DELETE_TRIES):
+                if not path.is_dir():
+                    return
+                try:
+                    shutil.rmtree(path)
+                except OSError as error:
+                    if error.errno not in _RACED:
+                        raise
 
     def check(self) -> None:
         """Writes and removes a small object."""

@@ -5,6 +5,8 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import boto3
@@ -81,6 +83,19 @@ def test_delete_takes_a_prefix_and_nothing_beside_it(store: Blobs) -> None:
         with pytest.raises(BlobMissing):
             store.size(key)
     assert get(store, kept) == b"x"
+
+
+def test_several_may_delete_while_one_writes(tmp_path: Path) -> None:
+    store = FolderBlobs(tmp_path)
+    for n in range(200):
+        store.put(f"videos/v1/{n % 7}", str(n).encode(), ".txt")
+    with ThreadPoolExecutor(4) as pool:
+        done = [pool.submit(store.delete, "videos/v1") for _ in range(4)]
+        with suppress(BlobMissing):  # its folder went away under it, which is told
+            store.put("videos/v1/late", b"late", ".txt")
+    assert [one.result() for one in done] == [None] * 4
+    store.delete("videos/v1")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_a_store_that_can_be_written_passes_its_check(store: Blobs) -> None:
