@@ -96,7 +96,7 @@ def attention(q_BLND: Tensor, kv: KV) -> Tensor:
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
         if mask is not None:
             scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-        y = scores.softmax(-1) @ v
+        y: Tensor = scores.softmax(-1) @ v
     else:
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     return y.transpose(1, 2).flatten(2)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -25,21 +26,20 @@ PAD_ID, EOS_ID = 0, 1
 
 def build_text_model(config: TextConfig) -> UMT5EncoderModel:
     """transformers' umT5 encoder with fresh weights; dropout is off, it is never wanted here."""
-    return UMT5EncoderModel(
-        UMT5Config(
-            vocab_size=config.vocab_size,
-            d_model=config.d_model,
-            d_kv=config.d_kv,
-            d_ff=config.d_ff,
-            num_layers=config.num_layers,
-            num_heads=config.num_heads,
-            dropout_rate=0.0,
-            pad_token_id=PAD_ID,
-            eos_token_id=EOS_ID,
-            # Short prompts: the plain products are faster than SDPA with umT5's additive bias.
-            attn_implementation="eager",
-        )
+    umt5 = UMT5Config(
+        vocab_size=config.vocab_size,
+        d_model=config.d_model,
+        d_kv=config.d_kv,
+        d_ff=config.d_ff,
+        num_layers=config.num_layers,
+        num_heads=config.num_heads,
+        dropout_rate=0.0,
+        pad_token_id=PAD_ID,
+        eos_token_id=EOS_ID,
     )
+    # Short prompts: the plain products are faster than SDPA with umT5's additive bias.
+    umt5._attn_implementation = "eager"
+    return UMT5EncoderModel(umt5)
 
 
 def load_tied(module: nn.Module, path: Path) -> None:
@@ -74,7 +74,8 @@ class TextEncoder:
     """Prompts in, features out. Holds weights and the tokenizer, nothing of any request."""
 
     def __init__(self, model: UMT5EncoderModel, tokenizer: Tokenizer, config: TextConfig) -> None:
-        self.model = model.eval().requires_grad_(False)
+        upstream: Any = model  # a class without types
+        self.model = upstream.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.config = config
 

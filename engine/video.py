@@ -71,7 +71,7 @@ class Video:
     def from_mp4(cls, content: bytes) -> Video:
         """Raises VideoError when the bytes hold no video."""
         try:
-            with av.open(io.BytesIO(content)) as container:
+            with av.open(io.BytesIO(content), "r") as container:
                 stream = container.streams.video[0]
                 frames = [f.to_ndarray(format="rgb24") for f in container.decode(stream)]
                 rate = stream.average_rate

@@ -115,7 +115,9 @@ class _PictureProcessor(Qwen2_5_VLProcessor):
         self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
         self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
         self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
-        ProcessorMixin.__init__(self, image_processor, tokenizer)
+        # Past Qwen's own constructor, which asks for a video processor; upstream has no types.
+        skip: Any = ProcessorMixin.__init__
+        skip(self, image_processor, tokenizer)
 
 
 def build_processor(config: VLMConfig, tokenizer: Tokenizer) -> Qwen2_5_VLProcessor:
@@ -126,7 +128,8 @@ def build_processor(config: VLMConfig, tokenizer: Tokenizer) -> Qwen2_5_VLProces
         merge_size=config.merge_size,
         size={"shortest_edge": 4 * cell, "longest_edge": config.vlm_len // 3 * cell},
     )
-    words = PreTrainedTokenizerFast(
+    fast: Any = PreTrainedTokenizerFast
+    words = fast(
         tokenizer_object=tokenizer,
         pad_token="<|endoftext|>",
         eos_token="<|im_end|>",
@@ -141,10 +144,12 @@ def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
     Raises:
         EncodingError: the tokenizer lacks one.
     """
-    ids = {token: tokenizer.token_to_id(token) for token in SPECIALS}
-    for token, number in ids.items():
+    ids: dict[str, int] = {}
+    for token in SPECIALS:
+        number = tokenizer.token_to_id(token)
         if number is None:
             raise EncodingError(f"the VLM's tokenizer has no {token}")
+        ids[token] = number
     return ids
 
 
@@ -154,7 +159,8 @@ class VLM:
     def __init__(
         self, model: Qwen2_5_VLForConditionalGeneration, tokenizer: Tokenizer, config: VLMConfig
     ) -> None:
-        self.model = model.eval().requires_grad_(False)
+        upstream: Any = model  # a class without types
+        self.model = upstream.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.processor = build_processor(config, tokenizer)
         self.config = config
@@ -172,7 +178,8 @@ class VLM:
         """Last hidden states of the user turn, [V, D]: the prompt's tokens, then the pictures'."""
         words = content(self._cut(text, len(pictures)), names, len(pictures))
         turn = f"<|im_start|>user\n {words}<|im_end|>"
-        return self.model.model(**self._inputs(turn, pictures)).last_hidden_state[0].float()
+        hidden_BVD: Tensor = self.model.model(**self._inputs(turn, pictures)).last_hidden_state
+        return hidden_BVD[0].float()
 
     @torch.no_grad()
     def describe(
@@ -200,7 +207,7 @@ class VLM:
     def _cut(self, text: str, num_pictures: int) -> str:
         """The text without the tail for which vlm_len has no room beside the pictures."""
         cell = self.config.patch_size * self.config.merge_size
-        room = self.config.vlm_len - 8 - num_pictures * ((64 // cell) ** 2 + 8)
+        room = self.config.vlm_len - 8 - num_pictures * ((64 // cell) ** 2 + 10)
         text = _plain(text)
         encoding = self.tokenizer.encode(text, add_special_tokens=False)
         if len(encoding.ids) <= max(room, 8):
