@@ -47,6 +47,7 @@ from training import measure
 from training.measure import Floats, Instruments, Score
 from training.world.clip import Clip, sample_clip
 from training.world.identity import FACTOR_NAMES
+from training.world.render import render_clip
 
 Generate = Callable[[Sequence[Clip], Sequence[int]], NDArray[np.uint8]]
 """(clips, one seed for each) -> frames uint8 [N, T, H, W, 3]; sees nothing of a clip but its
@@ -298,15 +299,13 @@ def truth(clips: Sequence[Clip], seeds: Sequence[int]) -> NDArray[np.uint8]:
 
 def exchange(clips: Sequence[Clip], seeds: Sequence[int]) -> NDArray[np.uint8]:
     """Control: two of the cast in each other's role. swaps = 2 / subjects, reached = 1."""
-    return np.stack([measure.exchanged(clip).frames for clip in clips])
+    return np.stack([measure.exchanged(clip) for clip in clips])
 
 
 def strangers(clips: Sequence[Clip], seeds: Sequence[int]) -> NDArray[np.uint8]:
     """Control: the right script, played by others. reached = 0."""
 
     def recast(clip: Clip, seed: int) -> NDArray[np.uint8]:
-        from training.world.render import render_clip
-
         other = sample_clip(1_000_000 + seed, split="heldout", num_subjects=len(clip.scene.cast))
         cast = tuple(
             replace(role, identity=stand_in.identity)

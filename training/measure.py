@@ -25,6 +25,7 @@ from training.identity import IdentityEncoder, load_identity, reference_crops
 from training.world import oracle as oracle_
 from training.world.clip import Clip
 from training.world.identity import FACTOR_NAMES
+from training.world.render import render_clip
 
 EVERY = 2
 """Every second frame is observed: 9 of 17."""
@@ -103,11 +104,11 @@ def observe(tools: Instruments, frames: NDArray[np.uint8], most: int = 6) -> Obs
     real_TD = found.score_NK[:, :most] > 0
     most = max(1, int(real_TD.sum(1).max()))
     real_TD, boxes_TDK = real_TD[:, :most], found.boxes_NKS[:, :most]
-    which = real_TD.nonzero()
-    crops = cut(to_unit(pixels)[which[:, 0]], squares(boxes_TDK[real_TD]))
     embedding = torch.zeros(*real_TD.shape, 128)
     logits, tilt = torch.zeros(*real_TD.shape, sum(oracle_.SIZES)), torch.zeros(real_TD.shape)
-    if len(crops):
+    if real_TD.any():
+        which = real_TD.nonzero()
+        crops = cut(to_unit(pixels)[which[:, 0]], squares(boxes_TDK[real_TD]))
         reading = oracle_.read(tools.oracle, crops)
         embedding[real_TD] = tools.identity(crops.contiguous(memory_format=torch.channels_last))
         logits[real_TD], tilt[real_TD] = reading.logits_NV, reading.tilt_N
@@ -295,15 +296,12 @@ def score(seen: Observation, clip: Clip, references_SE: Floats, truth_SE: Floats
     )
 
 
-def exchanged(clip: Clip) -> Clip:
-    """The clip with its first two characters in each other's role, drawn anew; for controls."""
-    from training.world.render import render_clip
-
+def exchanged(clip: Clip) -> NDArray[np.uint8]:
+    """The clip's frames with its first two characters in each other's role; for controls."""
     first, second, *rest = clip.scene.cast
     pair = (
         replace(first, identity=second.identity),
         replace(second, identity=first.identity),
     )
     scene = replace(clip.scene, cast=(*pair, *rest))
-    num_frames, height, width = clip.frames.shape[:3]
-    return replace(clip, frames=render_clip(scene, num_frames, height, width))
+    return render_clip(scene, *clip.frames.shape[:3])
