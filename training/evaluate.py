@@ -180,12 +180,24 @@ def summarise(scores: Sequence[Sequence[Score]], cases: Sequence[Case]) -> dict[
     result["upper"] = result.pop("similarity_truth")
     result["worst_upper"] = result.pop("worst_truth")
     result["lower"] = float(np.mean([case.stranger_S.mean() for case in cases]))
-    gap = result["upper"] - result["lower"]
+    # Untrained instruments see no gap at all; that is told by `upper`, not by a division by zero.
+    gap = max(result["upper"] - result["lower"], 1e-6)
     result["reached"] = (result["similarity"] - result["lower"]) / gap
     result["reached_se"] = result["similarity_se"] / gap
-    per_factor = np.nanmean([s.factors_SF.mean(0) for row in scores for s in row], axis=0)
-    result["factor"] = dict(zip(FACTOR_NAMES, map(float, per_factor), strict=True))
+    result["factor"] = _per_factor(scores)
     return result | {"twins": _twins(scores, cases), "clips": len(cases)}
+
+
+def _per_factor(scores: Sequence[Sequence[Score]]) -> dict[str, float]:
+    """Share of subjects whose factor is read right, for factors that any of them shows."""
+    rows_NF = np.concatenate([score.factors_SF for row in scores for score in row])
+    seen_F = np.isfinite(rows_NF).sum(0)
+    right_F = np.nan_to_num(rows_NF).sum(0)
+    return {
+        name: float(right / seen)
+        for name, right, seen in zip(FACTOR_NAMES, right_F, seen_F, strict=True)
+        if seen
+    }
 
 
 def has_twins(clip: Clip) -> bool:
