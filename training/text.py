@@ -154,9 +154,12 @@ def _clause(text: str, mentions: list[tuple[int, int]], subject: int) -> str:
 
 def _looks_said(identity: Identity, clause: str) -> dict[str, int]:
     """Factors of the identity that the words of its description tell."""
-    said = {"shape": identity.shape, "body": identity.body}
+    said = {}
     adjective = _ADJECTIVES[identity.pattern]
+    noun = f"{identity.value('body')} {identity.value('shape')}"
     phrases = {
+        "shape": noun,
+        "body": noun,
         "pattern": adjective,
         "second": f"{identity.value('second')} {adjective}" if adjective else "",
         "eyes": identity.value("eyes"),
