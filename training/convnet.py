@@ -67,4 +67,5 @@ def load(net: Net, path: Path) -> Net:
     if odd:
         raise CheckpointError(f"{path}: tensors of another network, {odd[:3]} are not in both")
     net.load_state_dict(kept)
-    return net.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    net.eval().requires_grad_(False)
+    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]

@@ -53,10 +53,11 @@ class Detector(nn.Module):
         self.join1 = ResidualBlock(c, c)
         self.up2 = nn.Sequential(nn.Conv2d(c, b, 1), nn.Upsample(scale_factor=2))
         self.join2 = ResidualBlock(b, b)
-        self.head = nn.Sequential(nn.BatchNorm2d(b), nn.SiLU(), nn.Conv2d(b, 5, 3, 1, 1))
+        out = nn.Conv2d(b, 5, 3, 1, 1)
         # A rare foreground: start at p = 0.02, or the first steps only unlearn the background.
-        nn.init.zeros_(self.head[2].bias)
-        self.head[2].bias.data[0] = -4.0
+        nn.init.constant_(out.bias, 0.0)  # type: ignore[arg-type]
+        nn.init.constant_(out.bias[:1], -4.0)  # type: ignore[index]
+        self.head = nn.Sequential(nn.BatchNorm2d(b), nn.SiLU(), out)
 
     def forward(self, frames_NCHW: Tensor) -> Tensor:
         fine = self.stem(frames_NCHW)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -147,7 +148,7 @@ def _play(
     identities: list[Identity],
     rng: np.random.Generator,
     views: list[list[tuple[np.ndarray, float]]],
-) -> tuple[np.ndarray, ...]:
+) -> tuple[Any, ...]:
     """Draws one scene, adds the views of its cast; returns frames, boxes, visibility and place."""
     scene = sample_scene(rng, len(group), twins=False)
     cast = tuple(

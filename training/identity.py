@@ -59,6 +59,8 @@ class ArcMargin(nn.Module):
     over to identities that were never seen.
     """
 
+    values_IV: Tensor
+
     def __init__(self, factors_IF: Tensor, dim: int = DIM, scale: float = 28.0) -> None:
         super().__init__()
         self.register_buffer("values_IV", many_values(factors_IF), persistent=False)
@@ -188,6 +190,11 @@ def load_identity(path: Path) -> IdentityEncoder:
     return load(IdentityEncoder(), path)
 
 
+def _encoder(model: nn.Module) -> IdentityEncoder:
+    assert isinstance(model, Trainer)
+    return model.encoder
+
+
 def train_encoder(gallery: Gallery, held_out: Gallery, steps: int = 500) -> None:
     """Writes identity.safetensors; sheets and curves under encoder/.
 
@@ -209,17 +216,17 @@ def train_encoder(gallery: Gallery, held_out: Gallery, steps: int = 500) -> None
     )
 
     def evaluate(model: nn.Module) -> dict[str, float]:
-        worn = examine(model.encoder, held_out, worn=True)
-        return examine(model.encoder, held_out) | {f"worn_{k}": v for k, v in worn.items()}
+        worn = examine(_encoder(model), held_out, worn=True)
+        return examine(_encoder(model), held_out) | {f"worn_{k}": v for k, v in worn.items()}
 
     train(
         config,
         trainer,
         loss,
         lambda index: draw_batch(gallery, index),
-        sheet_fn=lambda model, path: draw_sheet(model.encoder, held_out, path),
+        sheet_fn=lambda model, path: draw_sheet(_encoder(model), held_out, path),
         eval_fn=evaluate,
-        export_fn=lambda model, _: save(model.encoder, FOLDER / "identity.safetensors"),
+        export_fn=lambda model, _: save(_encoder(model), FOLDER / "identity.safetensors"),
         folder=FOLDER / "encoder",
     )
 
