@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -203,8 +204,8 @@ def collate(lessons: Sequence[Lesson], tokenizer: Tokenizer, rng: np.random.Gene
             if row >= masked:
                 answers[name][row, : len(values)] = torch.tensor(values)
     for name in SCENE_READERS:
-        values = [getattr(lesson, name) for lesson in lessons]
-        answers[name] = torch.tensor([IGNORE] * masked + values[masked:])
+        settings = [int(getattr(lesson, name)) for lesson in lessons]
+        answers[name] = torch.tensor([IGNORE] * masked + settings[masked:])
     hidden = torch.from_numpy(rng.random(ids_BL.shape) < 0.15) & (mask_BL == 1)
     hidden[masked:] = False
     labels_BL = torch.where(hidden, ids_BL, IGNORE)
@@ -267,7 +268,8 @@ def _look_around(encoder: UMT5EncoderModel) -> None:
     From T5's near-zero biases, words stay a bag for thousands of steps: measured, who does what
     was at chance after 500.
     """
-    for block in encoder.encoder.block:
+    blocks: list[Any] = list(encoder.encoder.block.children())
+    for block in blocks:
         bias_KH = block.layer[0].SelfAttention.relative_attention_bias.weight
         half = bias_KH.shape[0] // 2  # buckets of the left (and of the token itself), of the right
         near_K = -0.35 * torch.arange(half).float()
@@ -375,10 +377,10 @@ def run(minutes: float = 8.0, folder: Path = Path("runs/text")) -> Outcome:
     return loop.run(
         LoopConfig("text", minutes=minutes, lr=2e-3, muon_lr=0.01, sheet_every=250),
         student,
-        lambda model, batch: model.loss(batch),
+        lambda model, batch: cast(TextStudent, model).loss(batch),
         lambda index: lesson_batch(index, tokenizer),
-        sheet_fn=lambda model, path: draw_sheet(model, tokenizer, path),
-        eval_fn=lambda model: accuracy(model, checks),
-        export_fn=lambda model, path: export(model, tokenizer, path),
+        sheet_fn=lambda model, path: draw_sheet(cast(TextStudent, model), tokenizer, path),
+        eval_fn=lambda model: accuracy(cast(TextStudent, model), checks),
+        export_fn=lambda model, path: export(cast(TextStudent, model), tokenizer, path),
         folder=folder,
     )

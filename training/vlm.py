@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -108,7 +109,7 @@ class VLMStudent(nn.Module):
             seen = _read_loss(self.head_seen(seen_NKD.mean(1)), lesson.truth_NR)
             return {"loss": seen / len(FACTOR_SIZES), "seen": seen}
         parts = [self._parts(batch) for batch in lesson.talks]
-        mean = {name: sum(p[name] for p in parts) / len(parts) for name in parts[0]}
+        mean = {name: torch.stack([p[name] for p in parts]).mean() for name in parts[0]}
         total = mean["answer"] + 0.1 * mean["seen"] + 0.1 * mean["told"]
         return {"loss": total, **mean}
 
@@ -266,10 +267,12 @@ def run(
     return loop.run(
         LoopConfig("vlm", minutes=minutes, lr=2e-3, muon_lr=0.01, sheet_every=800),
         student,
-        lambda model, batch: model.loss(batch),
+        lambda model, batch: cast(VLMStudent, model).loss(batch),
         lambda index: lesson(album, index, tokenizer, config),
-        sheet_fn=lambda model, path: draw_sheet(model, unseen, tokenizer, config, path),
-        eval_fn=lambda model: accuracy(model, checks),
-        export_fn=lambda model, path: export(model, tokenizer, path),
+        sheet_fn=lambda model, path: draw_sheet(
+            cast(VLMStudent, model), unseen, tokenizer, config, path
+        ),
+        eval_fn=lambda model: accuracy(cast(VLMStudent, model), checks),
+        export_fn=lambda model, path: export(cast(VLMStudent, model), tokenizer, path),
         folder=folder,
     )

@@ -116,8 +116,13 @@ def collate(
         # "<|im_start|>", "assistant" and a line break come before the answer.
         answer = num - row.ids[::-1].index(start) + 2
         labels_BL[i, answer:num] = row.ids[answer:]
-    tensors = (torch.from_numpy(a) for a in (ids_BL, mask_BL, positions_3BL, labels_BL))
-    return TalkBatch(*tensors, _by_size(rows, pictures, truths, length, cell))
+    return TalkBatch(
+        torch.from_numpy(ids_BL),
+        torch.from_numpy(mask_BL),
+        torch.from_numpy(positions_3BL),
+        torch.from_numpy(labels_BL),
+        _by_size(rows, pictures, truths, length, cell),
+    )
 
 
 def _rounded_up(number: int) -> int:
