@@ -11,6 +11,8 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import FrameType
@@ -113,11 +115,22 @@ class Station:
         except ServiceError as error:
             log.warning("still on the roster until it expires: %s", error)
 
-    def on_sigterm(self, signum: int, frame: FrameType | None) -> None:
-        """A busy process is given until its next step to hand the job back; an idle one ends."""
-        self.leaving.set()
-        if not self._job:
-            raise SystemExit(0)
+    @contextmanager
+    def heeding_sigterm(self) -> Iterator[None]:
+        """Within it SIGTERM only sets `leaving`, so that the job in hand can be handed back.
+
+        Celery's pool sends it several times in a cold shutdown, and a second one would kill.
+        """
+        self.leaving.clear()
+
+        def hear(signum: int, frame: FrameType | None) -> None:
+            self.leaving.set()
+
+        before = signal.signal(signal.SIGTERM, hear)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
     def _announce_for_ever(self) -> None:
         while True:
@@ -137,7 +150,6 @@ def station() -> Station:
 @worker_process_init.connect  # type: ignore[untyped-decorator]
 def open_station(**_: object) -> None:
     """Celery starts a child."""
-    signal.signal(signal.SIGTERM, station().on_sigterm)
     station().open()
 
 

@@ -35,7 +35,9 @@ COMMIT_TRIES = 8
 @shared_task(name=TASK)  # type: ignore[untyped-decorator]
 def generate(job_id: str) -> None:
     """Answer one doorbell."""
-    answer(job_id, station())
+    place = station()
+    with place.heeding_sigterm():
+        answer(job_id, place)
 
 
 def answer(job_id: str, place: Station) -> str:

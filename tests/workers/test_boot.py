@@ -1,7 +1,7 @@
 """A worker process's place: what it announces, and that a broken checkpoint ends nothing."""
 
+import os
 import signal
-import threading
 from pathlib import Path
 
 import pytest
@@ -87,12 +87,12 @@ def test_without_redis_it_keeps_its_place(settings: Settings, tmp_path: Path, fo
     assert station.state.state == "idle"
 
 
-def test_sigterm_ends_an_idle_process_and_waits_for_a_busy_one(station: Station) -> None:
-    station.load()
-    station.take("video_1")
-    station.on_sigterm(signal.SIGTERM, None)
-    assert station.leaving.is_set()
-    station.take("")
-    with pytest.raises(SystemExit):
-        station.on_sigterm(signal.SIGTERM, None)
-    assert isinstance(station.leaving, threading.Event)
+def test_sigterm_during_a_job_is_heard_and_does_not_kill(station: Station) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    station.leaving.set()  # a former job's
+    with station.heeding_sigterm():
+        assert not station.leaving.is_set()
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGTERM)
+        wait_for(station.leaving.is_set)
+    assert signal.getsignal(signal.SIGTERM) == before
