@@ -10,21 +10,26 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
 from engine.errors import TroupeError
 from engine.pipeline import Engine
 from training import evaluate
-from training.measure import Instruments
+from training.measure import Instruments, Score
+
+Done = tuple[evaluate.Job, list[Score], NDArray[np.uint8] | None]
 
 COLUMNS = (
     "reached",
@@ -57,6 +62,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--instruments", type=Path, default=None, help="folder (the model's)")
     parser.add_argument("--control", choices=sorted(evaluate.CONTROLS))
     parser.add_argument("--batch", type=int, default=evaluate.BATCH, help="clips at once (16)")
+    parser.add_argument("--workers", type=int, default=1, help="processes, one thread each (1)")
     parser.add_argument("--bf16", action="store_true", help="faster where bf16 is in hardware")
     parser.add_argument("--sheet", type=Path, help="write a contact sheet here (PNG)")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
@@ -78,27 +84,88 @@ def main(given: Sequence[str] | None = None) -> int:
     return 0
 
 
+class Bench:
+    """One process's part: instruments, a generator, and the cases it has prepared."""
+
+    def __init__(self, asked: argparse.Namespace) -> None:
+        self.asked = asked
+        self.tools = Instruments.load(asked.instruments or asked.model)
+        self.generate = _generator(asked)
+        self.prepared: dict[int, list[evaluate.Case]] = {}
+
+    def cases(self, num_subjects: int) -> list[evaluate.Case]:
+        """All cases of a number of subjects, measured at the truth once."""
+        if num_subjects not in self.prepared:
+            clips = evaluate.sample_clips(self.asked.cases, num_subjects)
+            self.prepared[num_subjects] = evaluate.prepare(clips, self.tools)
+        return self.prepared[num_subjects]
+
+    def run(self, job: evaluate.Job) -> Done:
+        """One batch. Frames come back only where a sheet shows them."""
+        scores, frames = evaluate.run_job(
+            job, self.generate, self.tools, self.cases(job.num_subjects)
+        )
+        shown = self.asked.sheet and job.seed == 0 and job.start == 0
+        return job, scores, frames if shown else None
+
+
 def measure(asked: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Generates, measures, and adds how long it took and with what."""
     begun = time.monotonic()
     subjects = [int(n) for n in asked.subjects.split(",")]
-    tools = Instruments.load(asked.instruments or asked.model)
-    sheet = _Sheet(asked.sheet)
-    result = evaluate.report(
-        _generator(asked),
-        tools,
-        num_cases=asked.cases,
-        seeds=asked.seeds,
-        subjects=subjects,
-        batch=asked.batch,
-        on_frames=sheet,
-        console=console,
-    )
-    sheet.write()
-    result["model"] = asked.control or str(asked.model)
-    result["steps"] = asked.steps
-    result["seconds"] = round(time.monotonic() - begun, 1)
-    return result
+    bench = Bench(asked)
+    todo = evaluate.jobs(asked.cases, asked.seeds, subjects, asked.batch)
+    done = list(_with_bar(_run(bench, todo), asked.cases * asked.seeds * len(subjects), console))
+    tables = {}
+    for num in subjects:
+        scores = [_in_order(done, num, seed) for seed in range(asked.seeds)]
+        tables[str(num)] = evaluate.summarise(scores, bench.cases(num))
+    if asked.sheet:
+        _draw(asked.sheet, bench, done)
+    return {
+        "subjects": tables,
+        "cases": asked.cases,
+        "seeds": asked.seeds,
+        "model": asked.control or str(asked.model),
+        "steps": asked.steps,
+        "seconds": round(time.monotonic() - begun, 1),
+    }
+
+
+_HELD: dict[str, Bench] = {}
+"""A worker process's own Bench, under "bench"."""
+
+
+def _begin(asked: argparse.Namespace) -> None:
+    torch.set_num_threads(1)
+    _HELD["bench"] = Bench(asked)
+
+
+def _work(job: evaluate.Job) -> Done:
+    return _HELD["bench"].run(job)
+
+
+def _run(bench: Bench, todo: Sequence[evaluate.Job]) -> Iterator[Done]:
+    """The jobs as they are finished, here or in worker processes."""
+    if bench.asked.workers == 1:
+        yield from map(bench.run, todo)
+        return
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(bench.asked.workers, _begin, (bench.asked,)) as pool:
+        yield from pool.imap_unordered(_work, todo)
+
+
+def _with_bar(done: Iterable[Done], total: int, console: Console) -> Iterator[Done]:
+    with Progress(console=console) as bar:
+        task = bar.add_task("clips", total=total)
+        for job, scores, frames in done:
+            bar.advance(task, len(scores))
+            yield job, scores, frames
+
+
+def _in_order(done: Sequence[Done], num_subjects: int, seed: int) -> list[Score]:
+    mine = [d for d in done if (d[0].num_subjects, d[0].seed) == (num_subjects, seed)]
+    return [score for _, row, _ in sorted(mine, key=lambda d: d[0].start) for score in row]
 
 
 def _generator(asked: argparse.Namespace) -> evaluate.Generate:
@@ -107,27 +174,15 @@ def _generator(asked: argparse.Namespace) -> evaluate.Generate:
     return evaluate.from_engine(Engine.load(asked.model), steps=asked.steps, bf16=asked.bf16)
 
 
-class _Sheet:
-    """Keeps a few clips of every number of subjects and draws them at the end."""
-
-    def __init__(self, path: Path | None, rows: int = 5) -> None:
-        self.path, self.rows = path, rows
-        self.cases: list[evaluate.Case] = []
-        self.frames: list[NDArray[np.uint8]] = []
-        self.kept: dict[int, int] = {}
-
-    def __call__(self, cases: Sequence[evaluate.Case], frames: NDArray[np.uint8]) -> None:
-        for case, clip_frames in zip(cases, frames, strict=True):
-            num = len(case.clip.scene.cast)
-            if self.kept.get(num, 0) < self.rows:
-                self.kept[num] = self.kept.get(num, 0) + 1
-                self.cases.append(case)
-                self.frames.append(clip_frames)
-
-    def write(self) -> None:
-        if self.path is not None:
-            frames = np.stack(self.frames)
-            evaluate.draw_sheet(self.cases, frames, str(self.path), rows=len(self.cases))
+def _draw(path: Path, bench: Bench, done: Sequence[Done], rows: int = 5) -> None:
+    """The first few cases of every number of subjects, one sheet."""
+    kept = sorted(
+        ((job, frames) for job, _, frames in done if frames is not None),
+        key=lambda pair: pair[0].num_subjects,
+    )
+    cases = [case for job, _ in kept for case in bench.cases(job.num_subjects)[:rows]]
+    shown = np.concatenate([frames[:rows] for _, frames in kept])
+    evaluate.draw_sheet(cases, shown, str(path), rows=len(cases))
 
 
 def table(result: dict[str, Any]) -> Table:

@@ -36,8 +36,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from rich.console import Console
-from rich.progress import Progress
 
 from engine import flow
 from engine.encodings import stack
@@ -115,6 +113,39 @@ def prepare(clips: Sequence[Clip], tools: Instruments) -> list[Case]:
     return cases
 
 
+@dataclass(frozen=True)
+class Job:
+    """The cases `start` to `stop` of one number of subjects, under one seed."""
+
+    num_subjects: int
+    seed: int
+    start: int
+    stop: int
+
+
+def jobs(
+    num_cases: int, seeds: int, subjects: Sequence[int] = (1, 2, 3), batch: int = BATCH
+) -> list[Job]:
+    """Everything there is to generate, in batches."""
+    return [
+        Job(num, seed, start, min(start + batch, num_cases))
+        for num in subjects
+        for seed in range(seeds)
+        for start in range(0, num_cases, batch)
+    ]
+
+
+def run_job(
+    job: Job, generate: Generate, tools: Instruments, cases: Sequence[Case]
+) -> tuple[list[Score], NDArray[np.uint8]]:
+    """Generates and judges one batch; `cases` are all of that number of subjects."""
+    part = cases[job.start : job.stop]
+    noise = [10_007 * job.seed + job.start + i for i in range(len(part))]
+    frames = generate([case.clip for case in part], noise)
+    scores = [judge(tools, case, clip) for case, clip in zip(part, frames, strict=True)]
+    return scores, frames
+
+
 def evaluate(
     generate: Generate,
     tools: Instruments,
@@ -123,26 +154,17 @@ def evaluate(
     *,
     batch: int = BATCH,
     on_frames: Callable[[Sequence[Case], NDArray[np.uint8]], None] | None = None,
-    on_clip: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """The figures of one number of subjects, see the module's text.
 
-    on_frames is given each batch of the first seed, for contact sheets; on_clip after each clip.
+    on_frames is given each batch of the first seed, for contact sheets.
     """
-    scores: list[list[Score]] = []
-    for seed in range(seeds):
-        row: list[Score] = []
-        for start in range(0, len(cases), batch):
-            part = cases[start : start + batch]
-            noise = [10_007 * seed + start + i for i in range(len(part))]
-            frames = generate([case.clip for case in part], noise)
-            if on_frames is not None and seed == 0:
-                on_frames(part, frames)
-            for case, clip_frames in zip(part, frames, strict=True):
-                row.append(judge(tools, case, clip_frames))
-                if on_clip is not None:
-                    on_clip()
-        scores.append(row)
+    scores: list[list[Score]] = [[] for _ in range(seeds)]
+    for job in jobs(len(cases), seeds, (len(cases[0].clip.scene.cast),), batch):
+        row, frames = run_job(job, generate, tools, cases)
+        scores[job.seed] += row
+        if on_frames is not None and job.seed == 0:
+            on_frames(cases[job.start : job.stop], frames)
     return summarise(scores, cases)
 
 
@@ -224,36 +246,6 @@ def _twins(scores: Sequence[Sequence[Score]], cases: Sequence[Case]) -> dict[str
         "others": float(swaps[~twin].mean()),
         "others_truth": float(truth[~twin].mean()),
     }
-
-
-def report(
-    generate: Generate,
-    tools: Instruments,
-    *,
-    num_cases: int,
-    seeds: int,
-    subjects: Sequence[int] = (1, 2, 3),
-    batch: int = BATCH,
-    on_frames: Callable[[Sequence[Case], NDArray[np.uint8]], None] | None = None,
-    console: Console | None = None,
-) -> dict[str, Any]:
-    """`{"subjects": {"1": {...}, ...}, "cases": ..., "seeds": ...}`, with a bar on stderr."""
-    console = console or Console(stderr=True)
-    tables: dict[str, Any] = {}
-    with Progress(console=console) as bar:
-        for num in subjects:
-            task = bar.add_task(f"{num} subject{'s' * (num > 1)}", total=num_cases * seeds)
-            cases = prepare(sample_clips(num_cases, num), tools)
-            tables[str(num)] = evaluate(
-                generate,
-                tools,
-                cases,
-                seeds,
-                batch=batch,
-                on_frames=on_frames,
-                on_clip=lambda task=task: bar.advance(task),  # type: ignore[misc]
-            )
-    return {"subjects": tables, "cases": num_cases, "seeds": seeds}
 
 
 # --- generators --------------------------------------------------------------------------------

@@ -106,3 +106,12 @@ def test_exchanged_roles_are_swaps_and_an_empty_stage_misses_all(
     assert swapped["reached"] > 0.9
     empty = _last_line(capsys, *words, "--control", "blank")["subjects"]["2"]
     assert (empty["missing"], empty["similarity"]) == (1, 0)
+
+
+def test_two_processes_give_the_figures_of_one(
+    untrained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--control", "strangers", "--model", str(untrained), "--cases", "3", "--seeds", "2")
+    words = (*words, "--subjects", "2", "--batch", "2")
+    one, two = (_last_line(capsys, *words, "--workers", n)["subjects"] for n in ("1", "2"))
+    assert one == two
