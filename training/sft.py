@@ -69,7 +69,7 @@ class SftConfig:
     """region_gain: weight of errors in subjects' boxes. shift, mean: of the training times.
 
     base: weights to start from, None for fresh ones. use_vlm_tokens: False trains without them
-    though the model could read them (they may come later). lora: rank of adapters, 0 trains everything.
+    though the model could read them (they may come later). lora: rank of adapters, 0: all weights.
     fsdp: parameters in slices over the processes instead of whole in each.
     """
 
@@ -83,7 +83,15 @@ class SftConfig:
     use_vlm_tokens: bool = True
     lora: int = 0
     compile: bool = False
+    fsdp: bool = False
     num_processes: int = 1
+
+    def __post_init__(self) -> None:
+        if self.fsdp and (self.lora or self.compile or self.loop.muon_lr is not None):
+            raise ValueError("fsdp goes with AdamW on all weights: no lora, compile or muon_lr")
+        # One subject alone skips stage 2: then one process would gather what others do not.
+        if self.fsdp and not self.data.mixed:
+            raise ValueError("fsdp needs mixed batches: every process must run the same parts")
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -114,10 +122,16 @@ def velocity_loss(
         batch.boxes_BSTX, batch.subject_mask_BS, grid, factor, config.region_gain
     )
     batch = drop_conditions(batch, config.dropout)
+    batch, weight_BFHW = moved(batch, config.loop.device), weight_BFHW.to(config.loop.device)
     x_BCFHW, t_B, target_BCFHW = losses.noised(batch.x0_BCFHW, config.shift)
     v_BCFHW = velocity(x_BCFHW, t_B, batch.text_BTM, subject_inputs(batch))
     loss_B = losses.flow_matching(v_BCFHW, target_BCFHW, weight_BFHW)
     return {"loss": loss_B.mean(), **losses.by_time(loss_B.detach(), t_B)}
+
+
+def moved(batch: Batch, device: str) -> Batch:
+    """The batch on a device; conditions are dropped before, where the seeded generator is."""
+    return batch if device == "cpu" else Batch(*(tensor.to(device) for tensor in batch))
 
 
 def build(config: SftConfig) -> WanDiT:
@@ -144,7 +158,9 @@ def train(config: SftConfig, folder: Path | None = None) -> Outcome:
         assert model is dit
         return velocity_loss(velocity, batch, config)
 
-    sheet = Sheet(config) if config.loop.sheet_every and dist.current().is_first else None
+    group = dist.current()
+    sheet = Sheet(config) if config.loop.sheet_every and group.is_first else None
+    shard = partial(sharded, config=config) if config.fsdp and group.size > 1 else None
     return run_loop(
         config.loop,
         dit,
@@ -153,7 +169,13 @@ def train(config: SftConfig, folder: Path | None = None) -> Outcome:
         sheet_fn=sheet,
         export_fn=partial(export, config=config),
         folder=folder,
+        shard=shard,
     )
+
+
+def sharded(dit: nn.Module, config: SftConfig) -> None:
+    """Spreads the weights over the processes, in place."""
+    dist.shard(dit, dist.large_parts(dit), config.loop.bf16)
 
 
 def compiled(dit: WanDiT) -> Callable[..., Tensor]:
@@ -166,13 +188,14 @@ def compiled(dit: WanDiT) -> Callable[..., Tensor]:
 
 def export(ema: nn.Module, folder: Path, config: SftConfig) -> None:
     """dit.safetensors (bf16); under LoRA the adapters as they are and the merged model."""
-    assert isinstance(ema, WanDiT)
     if config.lora:
         lora.save(ema, folder / "lora.safetensors")
         ema = lora.merged(ema)
-    content = checkpoint.tensor_bytes(ema.state_dict())
+    tensors = {name: dist.whole(tensor) for name, tensor in ema.state_dict().items()}
+    if not dist.current().is_first:
+        return
     temporary = folder / ".dit.safetensors.tmp"
-    temporary.write_bytes(content)
+    temporary.write_bytes(checkpoint.tensor_bytes(tensors))
     temporary.replace(folder / "dit.safetensors")
 
 
@@ -268,11 +291,14 @@ def precompute_part(config: SftConfig, num_shards: int) -> None:
     )  # fmt: skip
 
 
-def run_config(config: SftConfig, folder: Path | None = None) -> None:
-    """The whole recipe: shards, then training, in `config.num_processes` processes each."""
+def run_config(
+    config: SftConfig, folder: Path | None = None, *, encode: bool = True, backend: str = "gloo"
+) -> None:
+    """The whole recipe: shards (unless `encode` is off), then training, in its processes."""
     most = max(num for _, num in config.data.plan)
-    dist.launch(partial(precompute_part, config, most), config.num_processes)
-    dist.launch(partial(_train_quietly, config, folder), config.num_processes)
+    if encode:
+        dist.launch(partial(precompute_part, config, most), config.num_processes)
+    dist.launch(partial(_train_quietly, config, folder), config.num_processes, backend)
 
 
 def _train_quietly(config: SftConfig, folder: Path | None) -> None:
@@ -332,12 +358,12 @@ def miniature() -> SftConfig:
 
 def miniature_small() -> SftConfig:
     """The same model at half the size in x and y, where it learns who does what: a step costs a
-    fifth, and roles, motions and colours are all there (progressive resolution, as Wan was made)."""
+    fifth, and roles, motions and colours are all there (as Wan was made, small pictures first)."""
     config = miniature()
     loop = replace(
         config.loop,
         name="miniature_sft_small",
-        minutes=25,
+        minutes=43,
         lr=1.5e-3,
         muon_lr=0.01,
         decay_fraction=0.08,

@@ -93,7 +93,7 @@ _compiled_round_trip = torch.compile(_round_trip)
 
 
 def reconstruction_loss(y_BCTHW: Tensor, x_BCTHW: Tensor, weight_B1THW: Tensor) -> Tensor:
-    """Weighted L1 of values, of colour differences, and of slopes along t, y, x (at half weight)."""
+    """Weighted L1 of values, of colour differences, and of slopes along t, y, x (half weight)."""
     error = y_BCTHW.float() - x_BCTHW
     red, green, blue = error.unbind(1)
     chroma = (red - green).abs() + (blue - (red + green) / 2).abs()

@@ -1,1 +1,1 @@
-"""The procedural world: characters with identity factors, scenes, captions, references, and an oracle."""
+"""The procedural world: characters, scenes, captions, references, and an oracle."""

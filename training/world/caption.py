@@ -15,9 +15,12 @@ from training.world.identity import FACTOR_NAMES, Identity, describe
 from training.world.scene import BACKGROUNDS, LIGHTS, MOTIONS, PLACES, SWAP, Scene
 
 NAMES = tuple(
-    "anna bob carla dan emma finn greta hugo ida jack kim leo mia nick olga paul quinn rosa sam tina "
-    "uma victor wanda xaver yara zoe amir bea chen dora eli fay gus hana ivo jun kaya lars mona nils "
-    "otto pia remy suki theo ula vera walt yuki zed hero friend robot monster buddy star1 cat dog".split()
+    (
+        "anna bob carla dan emma finn greta hugo ida jack kim leo mia nick olga paul quinn "
+        "rosa sam tina uma victor wanda xaver yara zoe amir bea chen dora eli fay gus hana "
+        "ivo jun kaya lars mona nils otto pia remy suki theo ula vera walt yuki zed hero "
+        "friend robot monster buddy star1 cat dog"
+    ).split()
 )
 _VERBS = {
     "stands": ("stands still", "waits", "stays in place", "stands there"),
@@ -73,8 +76,11 @@ class _Writer:
 
 
 def caption(scene: Scene, rng: np.random.Generator, style: str | None = None) -> Caption:
-    """Writes a caption of the scene. Styles: "names" ("anna walks left"), "descriptions" ("the green
-    star walks left"), "both" ("anna, the green star, walks left"); None draws one."""
+    """Writes a caption of the scene; `style` None draws one.
+
+    Styles: "names" ("anna walks left"), "descriptions" ("the green star walks left"), "both"
+    ("anna, the green star, walks left").
+    """
     style = str(rng.choice(STYLES, p=(0.6, 0.15, 0.25))) if style is None else style
     if style not in STYLES:
         raise ValueError(f"style={style!r}: must be one of {STYLES}")

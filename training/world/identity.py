@@ -43,7 +43,7 @@ HELD_OUT_ONE_IN = 10
 
 @dataclass(frozen=True, order=True)
 class Identity:
-    """One character. Every field indexes into `FACTORS[field]`; canonical where a factor is unseen."""
+    """One character. Every field indexes into `FACTORS[field]`; 0 where a factor is unseen."""
 
     shape: int
     body: int
@@ -92,7 +92,7 @@ def sample_identity(rng: np.random.Generator) -> Identity:
 def near_twin(
     identity: Identity, rng: np.random.Generator, factors: tuple[str, ...] | None = None
 ) -> Identity:
-    """An identity that differs from `identity` in exactly one factor (of `factors`, default any)."""
+    """An identity that differs in exactly one factor (of `factors`, default any)."""
     choices = tuple(factors) if factors else FACTOR_NAMES
     for _ in range(1000):
         name = choices[int(rng.integers(len(choices)))]
@@ -104,7 +104,7 @@ def near_twin(
 
 
 def _num_differences(a: Identity, b: Identity) -> int:
-    """Counts factors that differ; a hat (accessory) and its colour are one factor when it is absent."""
+    """Counts factors that differ; an absent hat (accessory) and its colour are one factor."""
     names = [n for n in FACTOR_NAMES if getattr(a, n) != getattr(b, n)]
     for item, color in (("hat", "hat_color"), ("accessory", "accessory_color")):
         if item in names and color in names and 0 in (getattr(a, item), getattr(b, item)):
@@ -119,7 +119,7 @@ def is_held_out(identity: Identity) -> bool:
 
 
 def describe(identity: Identity, factors: tuple[str, ...] = FACTOR_NAMES) -> str:
-    """A noun phrase of the chosen factors: "striped green star with three eyes and a red top hat"."""
+    """A noun phrase of the chosen factors: "striped green star with three eyes"."""
     head = []
     if "pattern" in factors and identity.pattern:
         head.append(_pattern_words(identity, "second" in factors))

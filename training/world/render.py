@@ -17,6 +17,7 @@ from torch import Tensor
 from training.world.backgrounds import paint_background
 from training.world.identity import COLORS, Identity
 from training.world.scene import POSE, Scene
+from training.world.shapes import PATTERNS, SHAPES, box, ellipse, polygon, segment
 
 _PALETTE = torch.tensor(list(COLORS.values()))
 _WINDOW_RADII = 1.75
@@ -67,8 +68,8 @@ def render_reference(
 ) -> np.ndarray:
     """One picture of a character, uint8 [size, size, 3].
 
-    The pose (radius, tilt, face, light) is drawn from `rng`, which makes a cross-pair with any clip;
-    a given `pose` (one row of `Scene.tracks`) is copied instead: the same-pose kind.
+    The pose (radius, tilt, face, light) is drawn from `rng`: a cross-pair with any clip. A given
+    `pose` (one row of `Scene.tracks`) is copied instead: the same-pose kind.
     """
     row = random_pose(rng) if pose is None else np.array(pose, np.float32)
     row[:3] = _reference_place(rng)
@@ -144,7 +145,7 @@ def draw_character(
     """The character in windows of k x k pixels at (left, top) of each frame: [T, 4, K, K]."""
     p = {name: pose_TP[:, i].view(-1, 1, 1) for i, name in enumerate(POSE)}
     canvas = _place_canvas(p, left, top, k)
-    body = _SHAPES[identity.value("shape")](canvas.u_TKK, canvas.v_TKK)
+    body = SHAPES[identity.value("shape")](canvas.u_TKK, canvas.v_TKK)
     _feet(canvas, identity, p)
     _hat_behind(canvas, identity)
     canvas.paint(body - 0.09, _color(identity.body) * 0.22)
@@ -174,76 +175,6 @@ def _color(index: int) -> Tensor:
 
 # --- body -------------------------------------------------------------------------------------
 
-def _ellipse(u: Tensor, v: Tensor, a: float, b: float) -> Tensor:
-    """Approximate signed distance to an ellipse: exact on it and for circles."""
-    unit = torch.sqrt((u / a) ** 2 + (v / b) ** 2)
-    slope = torch.sqrt((u / a**2) ** 2 + (v / b**2) ** 2).clamp_min(1e-4)
-    return unit * (unit - 1) / slope
-
-
-def _box(u: Tensor, v: Tensor, a: float, b: float, corner: float = 0.0) -> Tensor:
-    qu, qv = u.abs() - (a - corner), v.abs() - (b - corner)
-    outside = torch.sqrt(qu.clamp_min(0) ** 2 + qv.clamp_min(0) ** 2)
-    return outside + torch.maximum(qu, qv).clamp_max(0) - corner
-
-
-def _segment(u: Tensor, v: Tensor, ends: tuple[float, float, float, float], r: float) -> Tensor:
-    au, av, bu, bv = ends
-    du, dv = bu - au, bv - av
-    along = (((u - au) * du + (v - av) * dv) / (du * du + dv * dv)).clamp(0, 1)
-    return torch.sqrt((u - au - along * du) ** 2 + (v - av - along * dv) ** 2) - r
-
-
-def _polygon(u: Tensor, v: Tensor, corners: list[tuple[float, float]], r: float) -> Tensor:
-    """Signed distance to a simple polygon (any turn), rounded outwards by `r`."""
-    best = torch.full_like(u, 1e9)
-    sign = torch.ones_like(u)
-    for (au, av), (bu, bv) in zip(corners, corners[1:] + corners[:1], strict=True):
-        best = torch.minimum(best, _segment(u, v, (au, av, bu, bv), 0.0))
-        straddles = (av > v) != (bv > v)
-        crossing = au + (v - av) / ((bv - av) or 1e-9) * (bu - au)
-        sign = torch.where(straddles & (u < crossing), -sign, sign)
-    return best * sign - r
-
-
-def _star(u: Tensor, v: Tensor) -> Tensor:
-    corners = [
-        (r * math.sin(i * math.pi / 5), r * math.cos(i * math.pi / 5))
-        for i, r in ((i, 1.05 if i % 2 == 0 else 0.62) for i in range(10))
-    ]
-    return _polygon(u, v, corners, 0.1)
-
-
-def _drop(u: Tensor, v: Tensor) -> Tensor:
-    taper = _polygon(u, v, [(-0.7, 0.02), (0.0, 1.08), (0.7, 0.02)], 0.06)
-    return torch.minimum(_ellipse(u, v + 0.2, 0.82, 0.8), taper)
-
-
-def _heart(u: Tensor, v: Tensor) -> Tensor:
-    w = u.abs()
-    lobes = torch.sqrt((w - 0.45) ** 2 + (v - 0.35) ** 2) - 0.56
-    point = _polygon(u, v, [(-0.86, 0.1), (0.86, 0.1), (0.0, -0.95)], 0.06)
-    return torch.minimum(lobes, point)
-
-
-def _cloud(u: Tensor, v: Tensor) -> Tensor:
-    puffs = [(-0.55, -0.25, 0.5), (0.55, -0.25, 0.5), (0.0, 0.35, 0.62), (0.0, -0.3, 0.6)]
-    rounds = [torch.sqrt((u - a) ** 2 + (v - b) ** 2) - r for a, b, r in puffs]
-    return torch.stack(rounds).amin(0)
-
-
-_SHAPES = {
-    "ball": lambda u, v: _ellipse(u, v, 0.95, 0.95),
-    "cube": lambda u, v: _box(u, v, 0.86, 0.86, 0.2),
-    "triangle": lambda u, v: _polygon(u, v, [(-0.85, -0.7), (0.85, -0.7), (0.0, 0.85)], 0.14),
-    "star": _star,
-    "egg": lambda u, v: _ellipse(u, v, 0.68, 1.0),
-    "drop": _drop,
-    "heart": _heart,
-    "cloud": _cloud,
-}
-
-
 def _body_colors(canvas: _Canvas, identity: Identity) -> Tensor:
     """The pattern as colours [T, 3, K, K], anti-aliased by its own distance."""
     u, v = canvas.u_TKK, canvas.v_TKK
@@ -251,37 +182,15 @@ def _body_colors(canvas: _Canvas, identity: Identity) -> Tensor:
     pattern = identity.value("pattern")
     if pattern == "plain":
         return first.expand(u.shape[0], 3, *u.shape[1:])
-    mix = (0.5 - _PATTERNS[pattern](u, v) * canvas.px_T11).clamp(0, 1)[:, None]
+    mix = (0.5 - PATTERNS[pattern](u, v) * canvas.px_T11).clamp(0, 1)[:, None]
     return first + (second - first) * mix
-
-
-def _wave(w: Tensor, period: float, width: float) -> Tensor:
-    """Distance to bands of `width` repeating every `period`."""
-    return (torch.remainder(w + period / 2, period) - period / 2).abs() - width / 2
-
-
-def _dots(u: Tensor, v: Tensor) -> Tensor:
-    row = torch.floor(v / 0.46)
-    du = torch.remainder(u + 0.265 * torch.remainder(row, 2), 0.53) - 0.265
-    dv = v - (row + 0.5) * 0.46
-    return torch.sqrt(du * du + dv * dv) - 0.155
-
-
-_PATTERNS = {
-    "stripes": lambda u, v: _wave(v, 0.5, 0.22),
-    "bars": lambda u, v: _wave(u, 0.5, 0.22),
-    "dots": _dots,
-    "checks": lambda u, v: 0.25 * torch.sign(_wave(u, 0.9, 0.45) * _wave(v, 0.9, 0.45)),
-    "two-tone": lambda u, v: v + 0.12,
-    "belly": lambda u, v: _ellipse(u, v + 0.55, 0.52, 0.42),
-}
 
 
 def _feet(canvas: _Canvas, identity: Identity, p: dict[str, Tensor]) -> None:
     for side in (-1, 1):
         lift = (side * p["step"]).clamp_min(0) * 0.16
         u = canvas.u_TKK - side * 0.38 - 0.08 * side * p["step"]
-        foot = _ellipse(u, canvas.v_TKK + 0.98 - lift, 0.3, 0.2)
+        foot = ellipse(u, canvas.v_TKK + 0.98 - lift, 0.3, 0.2)
         canvas.paint(foot - 0.06, _color(identity.second) * 0.22)
         canvas.paint(foot, _color(identity.second))
 
@@ -297,31 +206,31 @@ def _hat_behind(canvas: _Canvas, identity: Identity) -> None:
     u, v, color = canvas.u_TKK.abs(), canvas.v_TKK, _color(identity.hat_color)
     hat = identity.value("hat")
     if hat == "ears":
-        _outlined(canvas, _ellipse(u - 0.62, v - 0.85, 0.3, 0.3), color)
+        _outlined(canvas, ellipse(u - 0.62, v - 0.85, 0.3, 0.3), color)
     elif hat == "horns":
-        _outlined(canvas, _polygon(u, v, [(0.3, 0.6), (0.75, 0.5), (0.82, 1.3)], 0.04), color)
+        _outlined(canvas, polygon(u, v, [(0.3, 0.6), (0.75, 0.5), (0.82, 1.3)], 0.04), color)
     elif hat == "antenna":
-        canvas.paint(_segment(u, v, (0.0, 0.7, 0.0, 1.3), 0.06), _INK)
-        _outlined(canvas, _ellipse(u, v - 1.38, 0.19, 0.19), color)
+        canvas.paint(segment(u, v, (0.0, 0.7, 0.0, 1.3), 0.06), _INK)
+        _outlined(canvas, ellipse(u, v - 1.38, 0.19, 0.19), color)
 
 
 def _hat_in_front(canvas: _Canvas, identity: Identity) -> None:
     u, v, color = canvas.u_TKK, canvas.v_TKK - 0.72, _color(identity.hat_color)
     hat = identity.value("hat")
     if hat == "top hat":
-        brim, crown = _box(u, v - 0.03, 0.62, 0.08, 0.05), _box(u, v - 0.36, 0.38, 0.36, 0.05)
+        brim, crown = box(u, v - 0.03, 0.62, 0.08, 0.05), box(u, v - 0.36, 0.38, 0.36, 0.05)
         _outlined(canvas, torch.minimum(brim, crown), color)
-        canvas.paint(_box(u, v - 0.19, 0.38, 0.06), color * 0.35)
+        canvas.paint(box(u, v - 0.19, 0.38, 0.06), color * 0.35)
     elif hat == "crown":
         points = [(-0.52, 0.0), (0.52, 0.0), (0.58, 0.55), (0.27, 0.25), (0.0, 0.62),
                   (-0.27, 0.25), (-0.58, 0.55)]
-        _outlined(canvas, _polygon(u, v, points, 0.03), color)
+        _outlined(canvas, polygon(u, v, points, 0.03), color)
     elif hat == "party hat":
-        _outlined(canvas, _polygon(u, v, [(-0.45, 0.0), (0.45, 0.0), (0.0, 0.82)], 0.04), color)
-        canvas.paint(_ellipse(u, v - 0.84, 0.13, 0.13), _WHITE)
+        _outlined(canvas, polygon(u, v, [(-0.45, 0.0), (0.45, 0.0), (0.0, 0.82)], 0.04), color)
+        canvas.paint(ellipse(u, v - 0.84, 0.13, 0.13), _WHITE)
     elif hat == "cap":
-        dome = torch.maximum(_ellipse(u, v, 0.55, 0.42), -v)
-        visor = _box(u - 0.55, v - 0.02, 0.38, 0.08, 0.06)
+        dome = torch.maximum(ellipse(u, v, 0.55, 0.42), -v)
+        visor = box(u - 0.55, v - 0.02, 0.38, 0.08, 0.06)
         _outlined(canvas, torch.minimum(dome, visor), color)
 
 
@@ -329,14 +238,15 @@ def _accessory_on_body(canvas: _Canvas, identity: Identity, body: Tensor) -> Non
     u, v, color = canvas.u_TKK, canvas.v_TKK, _color(identity.accessory_color)
     accessory = identity.value("accessory")
     if accessory == "scarf":
-        band = torch.maximum(_box(u, v + 0.56, 1.1, 0.13), body - 0.07)
-        tail = _box(u - 0.42, v + 0.82, 0.14, 0.26, 0.04)
+        band = torch.maximum(box(u, v + 0.56, 1.1, 0.13), body - 0.07)
+        tail = box(u - 0.42, v + 0.82, 0.14, 0.26, 0.04)
         _outlined(canvas, torch.minimum(band, tail), color)
     elif accessory == "bow tie":
-        wings = _polygon(u.abs(), v + 0.62, [(0.0, 0.05), (0.42, 0.22), (0.42, -0.22), (0.0, -0.05)], 0.02)
+        corners = [(0.0, 0.05), (0.42, 0.22), (0.42, -0.22), (0.0, -0.05)]
+        wings = polygon(u.abs(), v + 0.62, corners, 0.02)
         _outlined(canvas, wings, color)
     elif accessory == "badge":
-        _outlined(canvas, _ellipse(u + 0.4, v + 0.56, 0.2, 0.2), color)
+        _outlined(canvas, ellipse(u + 0.4, v + 0.56, 0.2, 0.2), color)
 
 
 def _face_canvas(canvas: _Canvas, identity: Identity, p: dict[str, Tensor]) -> _Canvas:
@@ -364,10 +274,10 @@ def _eyes(canvas: _Canvas, identity: Identity, p: dict[str, Tensor]) -> None:
     sleepy = identity.value("eyes") == "sleepy eyes"
     for eu, ev, a, b in _EYES[identity.value("eyes")]:
         u, v = canvas.u_TKK - eu, canvas.v_TKK - ev
-        white = _ellipse(u, v, a, b)
+        white = ellipse(u, v, a, b)
         canvas.paint(white - 0.055, _INK)
         canvas.paint(white, _WHITE)
-        pupil = _ellipse(u - 0.4 * a * p["gaze_x"], v - 0.35 * b * p["gaze_y"], 0.5 * a, 0.5 * a)
+        pupil = ellipse(u - 0.4 * a * p["gaze_x"], v - 0.35 * b * p["gaze_y"], 0.5 * a, 0.5 * a)
         canvas.paint(torch.maximum(pupil, white), _INK)
         if sleepy:
             canvas.paint(torch.maximum(white - 0.055, 0.0 - v), _color(identity.body) * 0.6)
@@ -379,8 +289,8 @@ def _mouth(canvas: _Canvas, identity: Identity, p: dict[str, Tensor]) -> None:
     curve = 0.5 * p["smile"]
     if kind == "beak":
         gap = 0.14 * p["open"]
-        upper = _polygon(u, v - gap, [(-0.26, 0.1), (0.26, 0.1), (0.0, -0.2)], 0.04)
-        canvas.paint(_ellipse(u, v + gap + 0.02, 0.2, 0.16) - 0.05, _INK)
+        upper = polygon(u, v - gap, [(-0.26, 0.1), (0.26, 0.1), (0.0, -0.2)], 0.04)
+        canvas.paint(ellipse(u, v + gap + 0.02, 0.2, 0.16) - 0.05, _INK)
         _outlined(canvas, upper, torch.tensor((0.98, 0.66, 0.10)))
         return
     bent = v - curve * (u * u - 0.06)
@@ -390,10 +300,10 @@ def _mouth(canvas: _Canvas, identity: Identity, p: dict[str, Tensor]) -> None:
         canvas.paint(shape - 0.12, torch.tensor((0.85, 0.08, 0.30)))
     canvas.paint(shape, torch.tensor((0.28, 0.05, 0.09)))
     if kind == "tooth":
-        canvas.paint(_box(u, bent + 0.02, 0.1, 0.14, 0.02) - 0.04, _INK)
-        canvas.paint(_box(u, bent + 0.02, 0.1, 0.14, 0.02), _WHITE)
+        canvas.paint(box(u, bent + 0.02, 0.1, 0.14, 0.02) - 0.04, _INK)
+        canvas.paint(box(u, bent + 0.02, 0.1, 0.14, 0.02), _WHITE)
     elif kind == "moustache":
-        wings = _ellipse(u.abs() - 0.2, bent - 0.16 + 0.15 * (u.abs() - 0.2), 0.28, 0.11)
+        wings = ellipse(u.abs() - 0.2, bent - 0.16 + 0.15 * (u.abs() - 0.2), 0.28, 0.11)
         canvas.paint(wings, torch.tensor((0.16, 0.10, 0.07)))
 
 
@@ -408,14 +318,15 @@ def _accessory_on_face(canvas: _Canvas, identity: Identity) -> None:
     accessory = identity.value("accessory")
     u, v = canvas.u_TKK, canvas.v_TKK
     if accessory == "glasses":
-        rings = [_ellipse(u - eu, v - ev, a + 0.1, b + 0.1).abs() - 0.055
-                 for eu, ev, a, b in _EYES[identity.value("eyes")]]
-        bridge = _segment(u, v, (-0.7, 0.28, 0.7, 0.28), 0.035)
-        outside = -torch.stack([_ellipse(u - eu, v - ev, a + 0.1, b + 0.1)
-                                for eu, ev, a, b in _EYES[identity.value("eyes")]]).amin(0)
-        canvas.paint(torch.minimum(torch.stack(rings).amin(0), torch.maximum(bridge, outside)), color)
+        eyes = _EYES[identity.value("eyes")]
+        lenses = [ellipse(u - eu, v - ev, a + 0.1, b + 0.1) for eu, ev, a, b in eyes]
+        rims = torch.stack([lens.abs() - 0.055 for lens in lenses]).amin(0)
+        between = torch.maximum(
+            segment(u, v, (-0.7, 0.28, 0.7, 0.28), 0.035), -torch.stack(lenses).amin(0)
+        )
+        canvas.paint(torch.minimum(rims, between), color)
     elif accessory == "cheeks":
-        canvas.paint(_ellipse(u.abs() - 0.52, v + 0.14, 0.17, 0.13), color)
+        canvas.paint(ellipse(u.abs() - 0.52, v + 0.14, 0.17, 0.13), color)
 
 
 def _shade(canvas: _Canvas, p: dict[str, Tensor]) -> Tensor:

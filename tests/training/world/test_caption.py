@@ -49,7 +49,8 @@ def test_roles_can_be_told_apart():
         motions = [role.motion for role in scene.cast]
         for k, role in enumerate(scene.cast):
             if role.motion != SWAP and motions.count(role.motion) > 1:
-                assert any(w in told[k].split(",")[0] for w in ("left", "right", "middle", "center"))
+                clause = told[k].split(",")[0]
+                assert any(word in clause for word in ("left", "right", "middle", "center"))
 
 
 def test_background_and_light_are_read_back():

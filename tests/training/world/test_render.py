@@ -23,7 +23,9 @@ def test_every_value_of_every_factor_can_be_drawn_and_seen():
             if name == "accessory_color" and not identity.accessory:
                 continue
             twin = near_twin(identity, rng, factors=(name,))
-            a, b = (render_reference(i, np.random.default_rng(9), 64, pose) for i in (identity, twin))
+            who = (identity, twin)
+            pair = [render_reference(i, np.random.default_rng(9), 64, pose) for i in who]
+            a, b = pair
             difference = np.abs(a.astype(int) - b.astype(int)).sum(-1) > 60
             assert difference.sum() >= 8, (name, identity, twin)
 
