@@ -195,7 +195,7 @@ def _encoder(model: nn.Module) -> IdentityEncoder:
     return model.encoder
 
 
-def train_encoder(gallery: Gallery, held_out: Gallery, steps: int = 500) -> None:
+def train_encoder(gallery: Gallery, held_out: Gallery, steps: int = 400) -> None:
     """Writes identity.safetensors; sheets and curves under encoder/.
 
     The trunk starts from the oracle's, which saves most of the way; everything after it, and the

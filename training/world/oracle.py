@@ -314,7 +314,7 @@ def load_oracle(path: Path) -> Oracle:
     return load(Oracle(), path)
 
 
-def train_oracle(gallery: Gallery, held_out: Gallery, folder: Path, steps: int = 1000) -> None:
+def train_oracle(gallery: Gallery, held_out: Gallery, folder: Path, steps: int = 560) -> None:
     """Writes folder/oracle.safetensors; sheets and curves under folder/oracle/."""
     config = LoopConfig(
         "oracle",
