@@ -17,6 +17,7 @@ import torch
 import torch.distributed as td
 import torch.multiprocessing as mp
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,11 @@ class Group:
         message = torch.tensor(values, dtype=torch.float64)
         td.broadcast(message, src=0)
         return [float(v) for v in message]
+
+    def wait(self) -> None:
+        """Returns when every process is here."""
+        if self.size > 1:
+            td.barrier()
 
     def same_weights_(self, tensors: Iterable[Tensor]) -> None:
         """Copy the first process's tensors into all."""
@@ -92,6 +98,8 @@ def _member(
 ) -> None:
     # One thread each: threads that share two cores spin in OpenMP barriers (40x slower, measured).
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // size))
+    if backend == "nccl":
+        torch.cuda.set_device(rank)
     td.init_process_group(backend, init_method=meeting, rank=rank, world_size=size)
     try:
         main()
@@ -99,16 +107,35 @@ def _member(
         td.destroy_process_group()
 
 
-def shard(model: nn.Module, blocks: Iterable[nn.Module], bf16: bool = True) -> nn.Module:
-    """FSDP2: parameters, gradients and moments of `blocks` and of the rest live in slices.
+def shard(model: nn.Module, parts: Iterable[nn.Module], bf16: bool = True) -> nn.Module:
+    """FSDP2: parameters, gradients and moments live in slices over the processes.
 
-    bf16 compute, fp32 master weights and reductions. The module keeps its class and names.
+    Each of `parts` is gathered when its forward runs and let go after it, the rest of the model
+    once per step; so every part must be entered through its forward. bf16 compute, fp32 master
+    weights and reductions. The module keeps its class and names.
     """
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     compute = torch.bfloat16 if bf16 else torch.float32
-    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
-    for block in blocks:
-        fully_shard(block, mp_policy=policy)
+    policy = MixedPrecisionPolicy(
+        param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
+    for part in parts:
+        fully_shard(part, mp_policy=policy)
     fully_shard(model, mp_policy=policy)
     return model
+
+
+def large_parts(model: nn.Module) -> list[nn.Module]:
+    """The linear maps of a DiT's blocks: they hold nearly all weights, and each has a forward."""
+    return [m for n, m in model.named_modules() if isinstance(m, nn.Linear) and "blocks." in n]
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's slice of a sharded tensor; any other tensor itself."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a sharded tensor, gathered (every process must ask); any other tensor itself."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

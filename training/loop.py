@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from training.dist import Group, current
+from training.dist import Group, current, whole
 from training.optim import NOT_HIDDEN, OptimConfig
 from training.report import Report
 from training.state import Position, TrainState
@@ -196,18 +196,53 @@ class _Run:
     state: TrainState
     group: Group
     report: Report
+    sharded: bool = False
     saved_at: float = 0.0
     skipped: int = 0
 
     @property
-    def state_file(self) -> Path:
-        return self.folder / "state" / "train.safetensors"
+    def pointer(self) -> Path:
+        """Sharded: a file that names the step whose slices are all on disk."""
+        return self.folder / "state" / "complete"
+
+    def state_file(self, step: int) -> Path:
+        """One file for the run; sharded, one for each process and saved step."""
+        if not self.sharded:
+            return self.folder / "state" / "train.safetensors"
+        name = f"step_{step}-{self.group.rank}_of_{self.group.size}.safetensors"
+        return self.folder / "state" / name
 
     def save(self) -> None:
+        self.saved_at = time.monotonic()
         if self.group.is_first:
             self.report.flush()
-            self.state.save(self.state_file)
-        self.saved_at = time.monotonic()
+        if self.sharded:
+            self._save_slices()
+        elif self.group.is_first:
+            self.state.save(self.state_file(0))
+
+    def _save_slices(self) -> None:
+        """The pointer moves when all have written; then each drops its older slices."""
+        mine = self.state_file(self.state.position.step)
+        self.state.save(mine)
+        self.group.wait()
+        if self.group.is_first:
+            draft = self.pointer.with_suffix(".tmp")
+            draft.write_text(str(self.state.position.step))
+            draft.replace(self.pointer)
+        self.group.wait()
+        for old in mine.parent.glob(f"step_*-{self.group.rank}_of_{self.group.size}.safetensors"):
+            if old != mine:
+                old.unlink()
+
+    def resume(self) -> bool:
+        if self.sharded and not self.pointer.exists():
+            return False
+        step = int(self.pointer.read_text()) if self.sharded else 0
+        found = self.state.resume(self.state_file(step))
+        if self.sharded and not found:
+            raise ValueError(f"{self.folder}: saved by another number of processes")
+        return found
 
 
 def update(run: _Run, batches: Iterator[Any], loss_fn: LossFn) -> dict[str, float]:
@@ -226,7 +261,7 @@ def update(run: _Run, batches: Iterator[Any], loss_fn: LossFn) -> dict[str, floa
             values[name] = values[name] + share if name in values else share
     parameters = state.optimizer.parameters()
     _same_gradients(run, parameters, values)
-    norm = torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip or float("inf"))
+    norm = whole(torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip or float("inf")))
     factor = rate_factor(config, state.position)
     if _is_usable(run, norm):
         state.optimizer.step(factor)
@@ -238,6 +273,9 @@ def update(run: _Run, batches: Iterator[Any], loss_fn: LossFn) -> dict[str, floa
 
 def _same_gradients(run: _Run, parameters: list[Tensor], values: dict[str, Tensor]) -> None:
     if run.group.size == 1:
+        return
+    if run.sharded:  # FSDP has averaged the gradients on their way
+        run.group.average_(list(values.values()))
         return
     for parameter in parameters:  # a branch that one process's batch did not touch still counts
         if parameter.grad is None:
@@ -285,16 +323,17 @@ def _is_over(run: _Run) -> bool:
     return config.steps is not None and position.step >= config.steps
 
 
-def _agree(run: _Run, stop: bool) -> bool:
-    """All processes take the first one's clock, decay and wish to stop; returns the wish."""
+def _agree(run: _Run, stop: bool) -> tuple[bool, bool]:
+    """All processes take the first one's clock and decay; returns its (stop now?, save now?)."""
     position = run.state.position
+    due = time.monotonic() - run.saved_at >= run.config.save_every_s
     start = -1.0 if position.decay_start is None else float(position.decay_start)
-    told = [float(stop), position.elapsed_s, start, float(position.decay_steps)]
-    stop_, elapsed_s, start, length = run.group.from_first(told)
+    told = [float(stop), float(due), position.elapsed_s, start, float(position.decay_steps)]
+    stop_, due_, elapsed_s, start, length = run.group.from_first(told)
     position.elapsed_s = elapsed_s
     position.decay_start = None if start < 0 else int(start)
     position.decay_steps = int(length)
-    return bool(stop_)
+    return bool(stop_), bool(due_)
 
 
 def _reopen(run: _Run) -> None:
@@ -308,21 +347,27 @@ def _reopen(run: _Run) -> None:
         run.state.position = replace(position, decay_start=None, decay_steps=0)
 
 
-def _begin(config: LoopConfig, model: nn.Module, folder: Path) -> _Run:
-    state = TrainState.begin(model.to(config.device), config.optim())
+def _begin(
+    config: LoopConfig,
+    model: nn.Module,
+    folder: Path,
+    shard: Callable[[nn.Module], object] | None,
+) -> _Run:
     group = current()
-    run = _Run(config, folder, state, group, Report(folder, config.name, group.is_first))
-    if state.resume(run.state_file):
-        _reopen(run)
     group.same_weights_(tensor.detach() for tensor in model.parameters())
+    state = TrainState.begin(model.to(config.device), config.optim(), shard)
+    report = Report(folder, config.name, group.is_first)
+    run = _Run(config, folder, state, group, report, sharded=shard is not None)
+    if run.resume():
+        _reopen(run)
     run.report.begin(state.position.step, config.steps)
     run.saved_at = time.monotonic()
     return run
 
 
 def _look(run: _Run, sheet_fn: SheetFn | None, eval_fn: EvalFn | None) -> None:
-    """Sheet, evaluation and curves from the EMA model; only the first process looks."""
-    if not run.group.is_first:
+    """Sheet, evaluation and curves from the EMA model; one process is enough, unless sharded."""
+    if not run.group.is_first and not run.sharded:
         return
     step = run.state.position.step
     with torch.no_grad():
@@ -353,13 +398,13 @@ def _steps(
         position.elapsed_s += now - mark
         mark = now
         _plan_end(run, num_done, spent_s)
-        stopping = _agree(run, stop.asked)
+        stopping, due = _agree(run, stop.asked)
         run.report.add(position.step, values, took_s, config.log_every, _left(run))
         if config.sheet_every and position.step % config.sheet_every == 0:
             look()
         if stopping:
             return False
-        if time.monotonic() - run.saved_at >= config.save_every_s:
+        if due:
             run.save()
     return True
 
@@ -382,6 +427,7 @@ def run(
     eval_fn: EvalFn | None = None,
     export_fn: ExportFn | None = None,
     folder: Path | None = None,
+    shard: Callable[[nn.Module], object] | None = None,
 ) -> Outcome:
     """Train `model` in place; the same call after any interruption continues it.
 
@@ -390,8 +436,10 @@ def run(
     sheet_fn(ema_model, path.png), eval_fn(ema_model) -> numbers: every `sheet_every` updates.
     export_fn(ema_model, folder): after every end, of its own accord or by a signal.
     folder: default runs/<name>; holds state/, sheets/, log.jsonl, curves.png.
+    shard: applied to the model and to its EMA, see `dist.shard`; with it the functions that look
+        at the EMA run in every process, for a sharded module moves only in all at once.
     """
-    begun = _begin(config, model, folder or Path("runs") / config.name)
+    begun = _begin(config, model, folder or Path("runs") / config.name, shard)
     with _Stop() as stop, begun.report:
         finished = _steps(
             begun, loss_fn, batch_fn, lambda: _look(begun, sheet_fn, eval_fn), stop
@@ -399,7 +447,7 @@ def run(
         begun.save()
         if finished:
             _look(begun, sheet_fn, eval_fn)
-    if export_fn is not None and begun.group.is_first:
+    if export_fn is not None and (begun.group.is_first or begun.sharded):
         with torch.no_grad():
             export_fn(begun.state.ema, begun.folder)
     return Outcome(model, begun.state.ema, begun.state.position.step, finished)

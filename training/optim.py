@@ -6,6 +6,8 @@ matrix is replaced by the nearest semi-orthogonal matrix, found with five Newton
 counts as the matrix [out, in * prod(kernel)], and matrices of one shape are stacked and
 orthogonalised in one batched product.
 
+Sharded models (FSDP2) take AdamW alone: a slice of a matrix has no singular vectors.
+
 Legend: N stacked matrices of one shape, R rows (outputs), C columns (inputs).
 """
 
@@ -18,6 +20,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from training.dist import local
 
 # Inputs and outputs of a model are not "hidden": their rows are symbols or pixels, not features.
 NOT_HIDDEN = r"embed|head|conv_in|conv_out|patchify"
@@ -149,9 +153,14 @@ class Optimizer:
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Inverse of `state_tensors`; KeyError when the model has matrices that the state lacks."""
         for name, momentum in self.momentum.items():
-            momentum.copy_(tensors[f"momentum.{name}"])
+            local(momentum).copy_(tensors[f"momentum.{name}"])
         if self.adamw is None:
             return
         for name, parameter in self.others.items():
-            keys = [k for k in ("step", "exp_avg", "exp_avg_sq") if f"{k}.{name}" in tensors]
-            self.adamw.state[parameter] = {k: tensors[f"{k}.{name}"].clone() for k in keys}
+            if f"step.{name}" not in tensors:
+                continue
+            state = {"step": tensors[f"step.{name}"].clone()}
+            for key in ("exp_avg", "exp_avg_sq"):
+                state[key] = torch.zeros_like(parameter)
+                local(state[key]).copy_(tensors[f"{key}.{name}"])
+            self.adamw.state[parameter] = state

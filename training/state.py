@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from training.dist import local
 from training.optim import OptimConfig, Optimizer
 
 
@@ -51,8 +52,17 @@ class TrainState:
     position: Position = field(default_factory=Position)
 
     @classmethod
-    def begin(cls, model: nn.Module, config: OptimConfig) -> TrainState:
+    def begin(
+        cls,
+        model: nn.Module,
+        config: OptimConfig,
+        shard: Callable[[nn.Module], object] | None = None,
+    ) -> TrainState:
+        """`shard` spreads model and EMA over the processes; a sharded module cannot be copied."""
         ema = copy.deepcopy(model).eval().requires_grad_(False)
+        if shard is not None:
+            shard(model)
+            shard(ema)
         return cls(model, ema, Optimizer(model, config))
 
     def _ema_tensors(self) -> dict[str, Tensor]:
@@ -99,8 +109,8 @@ def write_safetensors(
 ) -> None:
     """safetensors file that appears whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(whole, temporary, metadata=header)
+    slices = {name: local(tensor.detach()).cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(slices, temporary, metadata=header)
     with open(temporary, "rb") as file:
         os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -120,6 +130,7 @@ def _fill(live: Mapping[str, Tensor], saved: Mapping[str, Tensor], path: Path) -
         odd = sorted(live.keys() ^ saved.keys())[:5]
         raise ValueError(f"{path} is the state of another model: {odd} are not in both")
     for name, tensor in live.items():
-        if tensor.shape != saved[name].shape:
-            raise ValueError(f"{path}: {name} is {saved[name].shape}, not {tuple(tensor.shape)}")
-        tensor.copy_(saved[name])
+        mine = local(tensor)
+        if mine.shape != saved[name].shape:
+            raise ValueError(f"{path}: {name} is {saved[name].shape}, not {tuple(mine.shape)}")
+        mine.copy_(saved[name])

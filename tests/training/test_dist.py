@@ -45,6 +45,7 @@ def test_average_decisions_and_weights_are_shared(tmp_path: Path) -> None:
 
 
 def _fails() -> None:
+    dist.current().wait()
     if dist.current().rank == 1:
         raise SystemExit(3)
 

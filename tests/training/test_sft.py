@@ -114,3 +114,25 @@ def test_missing_vlm_column_is_fine_without_a_vlm(
     config = replace(config, preset=preset, loop=replace(LOOP, steps=1))
     assert "vlm" not in config.columns
     assert sft.train(config, tmp_path).finished
+
+
+def test_sharded_processes_equal_one_and_resume(config: sft.SftConfig, tmp_path: Path) -> None:
+    loop = replace(LOOP, steps=2, bf16=False, muon_lr=None, schedule="constant")
+    config = replace(config, data=replace(config.data, mixed=True))
+    sft.train(replace(config, loop=replace(loop, accumulate=2)), tmp_path / "one")
+    sharded = replace(config, loop=replace(loop, save_every_s=0.0), fsdp=True)
+    dist.launch(partial(_train, replace(sharded, loop=replace(loop, steps=1)), tmp_path / "two"), 2)
+    dist.launch(partial(_train, sharded, tmp_path / "two"), 2)
+    one = load_file(tmp_path / "one" / "dit.safetensors")
+    two = load_file(tmp_path / "two" / "dit.safetensors")
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=2e-2, atol=1e-3)
+    saved = sorted(p.name for p in (tmp_path / "two" / "state").iterdir())
+    assert saved == ["complete", *(f"step_2-{r}_of_2.safetensors" for r in range(2))]
+
+
+def test_fsdp_refuses_what_it_cannot_do(config: sft.SftConfig) -> None:
+    with pytest.raises(ValueError, match="AdamW"):
+        replace(config, fsdp=True)
+    with pytest.raises(ValueError, match="mixed"):
+        replace(config, fsdp=True, loop=replace(LOOP, muon_lr=None))
