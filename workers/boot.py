@@ -59,9 +59,12 @@ class Station:
         self._message = ""
         self._job = ""
         self._tried = 0.0
+        self._closed = threading.Event()
+        self._telling = threading.Lock()
 
     def open(self) -> None:
-        """Start announcing, then load the engine."""
+        """Announce, and go on announcing, then load the engine."""
+        self.announce()
         threading.Thread(target=self._announce_for_ever, name="announce", daemon=True).start()
         self.load()
 
@@ -104,12 +107,14 @@ class Station:
     def announce(self) -> None:
         """Tell now; without Redis, the next round will."""
         try:
-            self._roster.announce(self.state)
+            with self._telling:  # or an older word could arrive after a newer one
+                self._roster.announce(self.state)
         except ServiceError as error:
             log.warning("not announced: %s", error)
 
     def leave(self) -> None:
-        """Vanish from the roster."""
+        """Stop announcing and vanish from the roster."""
+        self._closed.set()
         try:
             self._roster.leave(self._id)
         except ServiceError as error:
@@ -133,9 +138,8 @@ class Station:
             signal.signal(signal.SIGTERM, before)
 
     def _announce_for_ever(self) -> None:
-        while True:
+        while not self._closed.wait(self.settings.lease_s / 3):
             self.announce()
-            time.sleep(self.settings.lease_s / 3)
             retry = time.monotonic() - self._tried > self.settings.reload_after_s
             if self.engine is None and self._message and retry:
                 self.load()

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def station(settings: Settings, folder: Path) -> Station:
-    return Station(settings.model_copy(update={"model_dir": folder, "lease_s": 3.0}))
+def station(settings: Settings, folder: Path) -> Iterator[Station]:
+    found = Station(settings.model_copy(update={"model_dir": folder, "lease_s": 3.0}))
+    yield found
+    found.leave()
 
 
 def test_it_says_idle_then_busy_then_nothing(station: Station, roster: Roster) -> None:
