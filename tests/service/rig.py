@@ -139,18 +139,20 @@ def wait_for(what: Callable[[], Any], limit_s: float = 120.0, every_s: float = 0
 
 
 class Service:
-    """Gateway, worker and reaper as processes, with the scripted engine of tests/workers.
+    """Gateway, worker and reaper as processes; by default with the scripted engine.
 
-    `scripted_worker` is the only thing in it that is not the product.
+    `tests.workers.scripted_worker` is the only thing in it that is not the product.
     """
 
-    def __init__(self, settings: Settings, folder: Path, **env: str) -> None:
+    def __init__(
+        self, settings: Settings, folder: Path, worker: str = "tests.workers.scripted_worker"
+    ) -> None:
+        self._worker_app = worker
         self.url = ""
         self.logs = folder / "logs"
         self.logs.mkdir(parents=True)
-        self._env = {**os.environ, **_as_env(settings), "OMP_NUM_THREADS": "1", **env}
+        self._env = {**os.environ, **_as_env(settings), "OMP_NUM_THREADS": "1"}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._socket = 0
 
     def start(self, *names: str) -> None:
         """Any of gateway, worker, reaper."""
@@ -199,8 +201,8 @@ class Service:
         return ["uvicorn", "service.app:create_app", "--factory", "--port", str(port)]
 
     def _worker(self) -> list[str]:
-        app = "tests.workers.scripted_worker:app"
-        return ["celery", "-A", app, "worker", "-P", "prefork", "-c", "1", "--loglevel", "INFO"]
+        options = ["worker", "-P", "prefork", "-c", "1", "--loglevel", "INFO"]
+        return ["celery", "-A", self._worker_app, *options]
 
     def _reaper(self) -> list[str]:
         return ["workers.reaper"]
