@@ -36,6 +36,7 @@ from engine.dit import WanDiT
 from engine.pipeline import Engine
 from training import dist, evaluate, sft
 from training.data.precompute import load_sources
+from training.data.shards import read_header
 from training.measure import Instruments
 from training.world.clip import Clip, sample_clip
 
@@ -190,10 +191,9 @@ def _train(config: sft.SftConfig, folder: Path) -> None:
 
 
 def last_step(folder: Path) -> int:
-    """The last step that a run logged."""
-    from training.report import read_log
-
-    return int(max((row["step"] for row in read_log(folder / "log.jsonl")), default=0))
+    """The step at which a run was last saved."""
+    header = read_header(folder / "state" / "train.safetensors")
+    return int(json.loads(header["position"])["step"])
 
 
 def mean_over_kinds(result: dict[str, Any], measure: str) -> float:

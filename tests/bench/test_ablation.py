@@ -13,7 +13,13 @@ import torch
 
 from bench import ablation
 from engine.dit import WanDiT
-from engine.presets import MINIATURE
+from engine.presets import MINIATURE, Preset
+from training import sft
+from training.convnet import save
+from training.detector import Detector
+from training.identity import IdentityEncoder
+from training.loop import LoopConfig
+from training.world.oracle import Oracle
 
 
 def result(arm: str, seed: int, reached: float, swaps: float = 0.1) -> dict[str, Any]:
@@ -96,3 +102,31 @@ def test_all_arms_share_fresh_weights_and_vlm_tokens() -> None:
     for size in ("small", "full"):
         base = ablation.study_base(size)
         assert base.base is None and base.use_vlm_tokens and len(base.data.plan) == 1
+
+
+@pytest.fixture
+def instruments(tmp_path: Path) -> Path:
+    nets = {"identity": IdentityEncoder(), "detector": Detector(), "oracle": Oracle()}
+    for name, net in nets.items():
+        save(net, tmp_path / f"{name}.safetensors")
+    return tmp_path
+
+
+def test_a_small_study_end_to_end(
+    tmp_path: Path, encoder_folder: Path, small_preset: Preset, instruments: Path
+) -> None:
+    data = sft.DataConfig(
+        tmp_path / "shards", encoder_folder, plan=((0, 1),), rows=4, batch_size=2,
+        height=32, width=48, reference_size=32,
+    )  # fmt: skip
+    loop = LoopConfig("study", steps=1, sheet_every=0)
+    base = sft.SftConfig(loop, data, small_preset)
+    study = ablation.Study(
+        tmp_path / "runs", steps=1, seeds=1, cases=2, sampler_steps=1, batch_size=2,
+        instruments=instruments,
+    )  # fmt: skip
+    ablation.run_study(base, study, ["full", "no VLM tokens"], tmp_path / "docs")
+    for arm in ("full", "no-vlm-tokens"):
+        found = json.loads((tmp_path / "runs" / arm / "0" / "result.json").read_text())
+        assert found["steps"] == 1 and found["kinds"].keys() == set(ablation.KINDS)
+    assert "no VLM tokens" in (tmp_path / "docs" / "ablation.md").read_text()
