@@ -19,7 +19,9 @@ def test_batches_are_a_function_of_their_index():
 def test_characters_weigh_more_and_the_mean_is_one():
     weights = recipe.batch_fn(1)["weights"]
     assert torch.allclose(weights.mean(dim=(1, 2, 3, 4)), torch.ones(2), atol=1e-5)
-    assert float(weights.max() / weights.min()) == recipe.SUBJECT_WEIGHT
+    for weight in weights:
+        ratio = float(weight.max() / weight.min())
+        assert abs(ratio - recipe.SUBJECT_WEIGHT) < 1e-4
 
 
 def test_loss_is_zero_only_for_the_picture_itself():
@@ -48,9 +50,10 @@ def test_some_steps_lower_the_loss_and_export_measures_the_latents(tmp_path, mon
     torch.manual_seed(0)
     config = LoopConfig("tiny", steps=25, lr=3e-3, bf16=False, sheet_every=0, log_every=1)
     model = recipe.build(TINY)
-    before = float(recipe.loss_fn(model, recipe_batch)["loss"])
+    before = float(recipe.loss_fn(model, recipe_batch)["loss"].detach())
     run(config, model, recipe.loss_fn, recipe.batch_fn, export_fn=recipe.export_fn, folder=tmp_path)
-    assert float(recipe.loss_fn(model, recipe_batch)["loss"]) < 0.6 * before
+    after = float(recipe.loss_fn(model, recipe_batch)["loss"].detach())
+    assert after < 0.6 * before
     tensors = load_file(tmp_path / "vae.safetensors")
     assert tensors["latents_mean"].shape == (4,) and float(tensors["latents_std"].min()) > 0
     assert set(model.state_dict()) < set(tensors)
