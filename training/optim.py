@@ -17,6 +17,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +94,7 @@ class Optimizer:
             return None
         config = self.config
         # Norm gains, biases and vectors are scales, not maps: shrinking them has no meaning.
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": [p for p in self.others.values() if p.ndim >= 2]},
             {"params": [p for p in self.others.values() if p.ndim < 2], "weight_decay": 0.0},
         ]
@@ -129,7 +130,7 @@ class Optimizer:
         config = self.config
         assert config.muon_lr is not None
         rate = config.muon_lr * factor
-        weights = [self.matrices[n] for n in names]
+        weights: list[Tensor] = [self.matrices[n] for n in names]
         grads = [w.grad for w in weights if w.grad is not None]
         momenta = [self.momentum[n] for n in names]
         torch._foreach_lerp_(momenta, grads, 1 - config.momentum)
