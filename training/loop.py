@@ -1,9 +1,8 @@
 """The training loop that every recipe runs: batches in, weights, curves and sheets out.
 
-Everything random in a step is drawn from a generator seeded with (config.seed, batch index), so a
-run that is killed and started again continues with the bits that it would have had. Stopping:
-SIGTERM or SIGINT save and return; SIGKILL loses what came after the last save. A file called
-`decay` in the run's folder asks for the final decay of the learning rate now.
+A run that is killed and started again continues with the bits that it would have had. SIGTERM and
+SIGINT save and return; SIGKILL loses what came after the last save. A file called `decay` in the
+run's folder asks for the final decay of the learning rate now.
 """
 
 from __future__ import annotations
@@ -18,15 +17,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 from training.dist import Group, current, whole
 from training.optim import NOT_HIDDEN, OptimConfig
 from training.report import Report
 from training.state import Position, TrainState
+from training.stream import BatchFn, batches, seed_for
 
 LossFn = Callable[[nn.Module, Any], dict[str, Tensor]]
-BatchFn = Callable[[int], Any]
 SheetFn = Callable[[nn.Module, Path], None]
 EvalFn = Callable[[nn.Module], dict[str, float]]
 ExportFn = Callable[[nn.Module, Path], None]
@@ -73,13 +71,8 @@ class LoopConfig:
             raise ValueError("a run needs steps, or minutes with a schedule that is not cosine")
 
     def optim(self) -> OptimConfig:
-        return OptimConfig(
-            lr=self.lr,
-            muon_lr=self.muon_lr,
-            betas=self.betas,
-            weight_decay=self.weight_decay,
-            not_hidden=self.not_hidden,
-        )
+        names = ("lr", "muon_lr", "betas", "weight_decay", "not_hidden")
+        return OptimConfig(**{name: getattr(self, name) for name in names})
 
 
 @dataclass(frozen=True)
@@ -115,56 +108,6 @@ def decay_window(config: LoopConfig, position: Position) -> tuple[int | None, in
         return None, 0
     length = max(1, round(config.steps * config.decay_fraction))
     return config.steps - length, length
-
-
-def seed_for(seed: int, index: int) -> None:
-    """Torch's global generator as a function of (run, batch): the whole random state of a run."""
-    torch.manual_seed((seed * 1_000_003 + index * 7_919 + 17) % (2**63))
-
-
-class _Batches(Dataset[Any]):
-    """`batch_fn` with its randomness pinned to the index, for the loop and its workers alike."""
-
-    def __init__(self, batch_fn: BatchFn, seed: int) -> None:
-        self.batch_fn = batch_fn
-        self.seed = seed
-
-    def __getitem__(self, index: int) -> Any:
-        seed_for(self.seed, index)
-        return self.batch_fn(index)
-
-
-@dataclass(frozen=True)
-class _Indices:
-    """This process's batch indices from an update on, without end."""
-
-    step: int
-    accumulate: int
-    group: Group
-
-    def __iter__(self) -> Iterator[int]:
-        step = self.step
-        while True:
-            for micro in range(self.accumulate):
-                yield (step * self.accumulate + micro) * self.group.size + self.group.rank
-            step += 1
-
-
-def _batches(config: LoopConfig, batch_fn: BatchFn, step: int, group: Group) -> Iterator[Any]:
-    """(index, batch) pairs; with `prefetch`, made in worker processes in the same order."""
-    source = _Batches(batch_fn, config.seed)
-    indices = _Indices(step, config.accumulate, group)
-    if not config.prefetch:
-        for index in indices:
-            yield index, source[index]
-    loader: DataLoader[Any] = DataLoader(
-        source,
-        batch_size=None,
-        sampler=indices,  # type: ignore[arg-type]
-        num_workers=config.prefetch,
-        prefetch_factor=4,
-    )
-    yield from zip(indices, loader, strict=True)
 
 
 class _Stop:
@@ -385,12 +328,12 @@ def _steps(
 ) -> bool:
     """Updates until the end or a stop; True when the run came to its end."""
     config, position = run.config, run.state.position
-    batches = _batches(config, batch_fn, position.step, run.group)
+    ahead = batches(config, batch_fn, position.step, run.group)
     num_done, spent_s, mark = 0, 0.0, time.monotonic()
     while not _is_over(run):
         begun = time.monotonic()
         run.state.model.train()
-        values = update(run, batches, loss_fn)
+        values = update(run, ahead, loss_fn)
         now = time.monotonic()
         took_s = now - begun
         # The budget counts saves, sheets and waiting for batches too: it is the wall's clock.
@@ -411,10 +354,11 @@ def _steps(
 
 def _left(run: _Run) -> int | None:
     """Updates still to come, as far as it is known."""
-    begin, length = decay_window(run.config, run.state.position)
+    position, steps = run.state.position, run.config.steps
+    begin, length = decay_window(run.config, position)
     if run.config.schedule == "wsd" and begin is not None:
-        return begin + length - run.state.position.step
-    return None if run.config.steps is None else run.config.steps - run.state.position.step
+        steps = begin + length
+    return None if steps is None else steps - position.step
 
 
 def run(

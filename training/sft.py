@@ -10,29 +10,25 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from engine import checkpoint, flow
+from engine import checkpoint
 from engine.dit import SubjectInputs, WanDiT
-from engine.encodings import EncodingsBatch
 from engine.pipeline import Engine
 from engine.presets import MINIATURE, Preset
-from engine.spec import Guidance, Reference
-from engine.video import Video
 from training import dist, lora, losses
 from training.data.loader import Batch, Dropout, Loader, drop_conditions
 from training.data.precompute import Sources, load_sources, precompute
 from training.data.shards import COLUMNS, ShardFolder, Table
 from training.loop import LoopConfig, Outcome
 from training.loop import run as run_loop
-from training.world.clip import sample_clip
+from training.sheets import generate, sheet
 
 SHEET_CASES = 8
 
@@ -215,7 +211,7 @@ class Sheet:
         loader = Loader(table, SHEET_CASES, ((0, 1),), mixed=True)
         batch = loader.rows(range(SHEET_CASES))
         latents = generate(engine, batch, seeds=range(SHEET_CASES))
-        _sheet(engine.decode(latents)).save(path)
+        sheet(engine.decode(latents)).save(path)
 
     def _sources(self) -> Sources:
         """Encoders and the held-out shard, once."""
@@ -224,56 +220,6 @@ class Sheet:
             self.sources = load_sources(data.encoders, self.config.preset, columns)
             precompute(data.folder("heldout"), self.sources, 1, columns)
         return self.sources
-
-
-def generate(engine: Engine, batch: Batch, seeds: Sequence[int]) -> Tensor:
-    """Latents [B, C, F, H, W] of a batch's prompts and subjects, with the preset's defaults."""
-    inputs = EncodingsBatch(
-        text_BTM=batch.text_BTM,
-        refs_BSCHW=batch.refs_BSCHW,
-        tags_BSM=batch.tags_BSM,
-        subject_mask_BS=batch.subject_mask_BS,
-        vlm_BVM=batch.vlm_BVM,
-        vlm_mask_BV=batch.vlm_mask_BV,
-    )
-    none = torch.zeros(1, 0, *batch.refs_BSCHW.shape[2:])
-    negative = EncodingsBatch(
-        text_BTM=batch.null_TM[None],
-        refs_BSCHW=none,
-        tags_BSM=torch.zeros(1, 0, batch.tags_BSM.shape[2]),
-        subject_mask_BS=torch.zeros(1, 0, dtype=torch.bool),
-        vlm_BVM=torch.zeros(1, 0, batch.vlm_BVM.shape[2]),
-        vlm_mask_BV=torch.zeros(1, 0, dtype=torch.bool),
-    )
-    defaults = engine.preset.defaults
-    plan = flow.schedule(defaults.solver, defaults.steps, defaults.shift)
-    shape = tuple(batch.x0_BCFHW.shape[1:])
-    guidance = Guidance(scale=defaults.guidance)
-    device = batch.x0_BCFHW.device.type
-    with torch.autocast(device, torch.bfloat16):
-        return engine.sample(inputs, negative, list(seeds), shape, plan, guidance)  # type: ignore
-
-
-def _sheet(frames_BTHWC: Tensor, num_frames: int = 5) -> Image.Image:
-    """One row per held-out clip: its references with true frames, then the generated frames."""
-    rows = []
-    for seed, frames in enumerate(frames_BTHWC.numpy()):
-        clip = sample_clip(seed, split="heldout")
-        references = [
-            Reference.from_image(name, Image.fromarray(picture))
-            for name, picture in zip(clip.caption.names, clip.references, strict=True)
-        ]
-        truth = Video(clip.frames, 8).contact_sheet(references, num_frames)
-        rows.append((truth, Video(frames, 8).contact_sheet((), num_frames)))
-    left = max(truth.width for truth, _ in rows)
-    heights = [max(truth.height, made.height) for truth, made in rows]
-    page = Image.new("RGB", (left + max(made.width for _, made in rows), sum(heights)), "white")
-    top = 0
-    for (truth, made), height in zip(rows, heights, strict=True):
-        page.paste(truth, (left - truth.width, top))
-        page.paste(made, (left, top))
-        top += height
-    return page.resize((page.width // 2, page.height // 2), Image.Resampling.BOX)
 
 
 def _say(line: str) -> None:
