@@ -180,7 +180,11 @@ def _draw(path: Path, bench: Bench, done: Sequence[Done], rows: int = 5) -> None
         ((job, frames) for job, _, frames in done if frames is not None),
         key=lambda pair: pair[0].num_subjects,
     )
-    cases = [case for job, _ in kept for case in bench.cases(job.num_subjects)[:rows]]
+    cases = [
+        case
+        for job, frames in kept
+        for case in bench.cases(job.num_subjects)[: min(rows, len(frames))]
+    ]
     shown = np.concatenate([frames[:rows] for _, frames in kept])
     evaluate.draw_sheet(cases, shown, str(path), rows=len(cases))
 

@@ -194,6 +194,22 @@ class Reference:
         return hashlib.sha256(head + self.rgb).hexdigest()
 
 
+def frames_of(seconds: float, fps: int, limits: Limits) -> int:
+    """The number of frames, of the form 4k+1, that plays nearest to `seconds` at `fps`.
+
+    Raises:
+        SpecError: outside of what the model makes, infinite or no number.
+    """
+    low, high = limits.min_frames / fps, limits.max_frames / fps
+    # One frame's grain on either side still rounds to a length that can be made.
+    if math.isfinite(seconds) and 0 < seconds < 2 * high:
+        frames = 4 * round((seconds * fps - 1) / 4) + 1
+        if limits.min_frames <= frames <= limits.max_frames:
+            return frames
+    message = f"must lie between {low:g} and {high:g} at {fps} frames a second, got {seconds:g}"
+    raise SpecError("seconds", message)
+
+
 def spans(prompt: str, names: tuple[str, ...]) -> tuple[Span, ...]:
     """Where each subject is first named in the prompt: [start, end) with the at sign.
 

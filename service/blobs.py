@@ -157,9 +157,10 @@ class FolderBlobs:
                         raise
 
     def check(self) -> None:
-        """Writes and removes a small object."""
-        self.put("health", b"ok", ".txt")
-        self.delete("health")
+        """Writes and removes a small object, under a name of its own for each call."""
+        name = f"health-{uuid.uuid4().hex}"
+        self.put(name, b"ok", ".txt")
+        self.delete(name)
 
 
 @contextmanager

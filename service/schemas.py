@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from engine.errors import SpecError
 from engine.presets import Preset
-from engine.spec import Guidance, Spec
+from engine.spec import Guidance, Spec, frames_of
 from service.errors import RequestError
 
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})", re.ASCII)
@@ -147,15 +147,7 @@ class CreateVideo(_Closed):
         if not limits.min_fps <= fps <= limits.max_fps:
             raise SpecError("fps", f"must lie between {limits.min_fps} and {limits.max_fps}")
         assert self.seconds is not None
-        frames = 4 * round((self.seconds * fps - 1) / 4) + 1
-        if self.seconds <= 0 or not limits.min_frames <= frames <= limits.max_frames:
-            low, high = limits.min_frames / fps, limits.max_frames / fps
-            raise SpecError(
-                "seconds",
-                f"must lie between {low:g} and {high:g} at {fps} frames a second,"
-                f" got {self.seconds:g}",
-            )
-        return frames
+        return frames_of(self.seconds, fps, limits)
 
     def _on_the_wire(self, error: SpecError) -> RequestError:
         """A Spec's width and height came as `size`."""

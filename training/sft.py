@@ -31,6 +31,7 @@ from training.loop import run as run_loop
 from training.sheets import generate, sheet
 
 SHEET_CASES = 8
+SHIPPED = Path("models/miniature")
 
 
 @dataclass(frozen=True)
@@ -262,16 +263,20 @@ ENCODER_FILES = {
 
 
 def gather_encoders(runs: Path, target: Path) -> None:
-    """Copies the exported encoders from their runs, once: a later export changes nothing here.
+    """Copies the exported encoders, once: a later export changes nothing here.
+
+    Each comes from its run, or where that has not been run here from the shipped model.
 
     Raises:
         FileNotFoundError: an encoder has not been trained; the message names its recipe.
     """
     target.mkdir(parents=True, exist_ok=True)
     for name, run_name in ENCODER_FILES.items():
-        source = runs / run_name / name
         if (target / name).exists():
             continue
+        source = runs / run_name / name
+        if not source.exists() and (SHIPPED / name).exists():
+            source = SHIPPED / name
         if not source.exists():
             recipe = f"miniature_{run_name.removeprefix('miniature_')}"
             raise FileNotFoundError(f"{source} is missing: run `troupe train {recipe}` first")
@@ -284,7 +289,7 @@ def miniature() -> SftConfig:
     return SftConfig(
         loop=LoopConfig(
             "miniature_sft",
-            minutes=60,
+            minutes=180,
             lr=1e-3,
             muon_lr=0.006,
             warmup=50,
@@ -342,9 +347,15 @@ def run_small() -> None:
 
 
 def run() -> None:
-    """Recipe `miniature_sft`: shards, then training; export at runs/miniature_sft."""
+    """Recipe `miniature_sft`: shards, then training; export at runs/miniature_sft.
+
+    Starts from what `miniature_sft_small` left, or else from the shipped transformer.
+    """
     gather_encoders(Path("runs"), Path("runs/encoders"))
-    run_config(miniature())
+    config = miniature()
+    assert config.base is not None
+    base = config.base if config.base.exists() else SHIPPED / "dit.safetensors"
+    run_config(replace(config, base=base))
 
 
 def run_lora() -> None:

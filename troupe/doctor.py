@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from troupe.terminal import err, out
@@ -41,9 +42,11 @@ def doctor(
     findings = examine(model)
     table = Table(box=None, show_header=False, padding=(0, 1))
     for finding in findings:
-        table.add_row(MARKS[finding.level], f"[bold]{finding.subject}[/]", finding.detail)
+        # Escaped: brackets in a command such as pip install '.[gpu]' are not markup.
+        row = MARKS[finding.level], f"[bold]{finding.subject}[/]", escape(finding.detail)
+        table.add_row(*row)
         if finding.remedy:
-            table.add_row("", "", f"[cyan]{finding.remedy}[/]")
+            table.add_row("", "", f"[cyan]{escape(finding.remedy)}[/]")
     out.print(table)
     wrong = [finding.subject for finding in findings if finding.level == "wrong"]
     if wrong:

@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from engine.errors import CheckpointError, SpecError, TroupeError
 from engine.presets import Preset
-from engine.spec import Guidance, Reference, Spec
+from engine.spec import Guidance, Reference, Spec, frames_of
 from troupe.terminal import fail, out, progress_bar
 
 if TYPE_CHECKING:
@@ -145,9 +145,14 @@ def num_frames(
         raise SpecError("num_frames", "and --seconds are two ways to say one thing; give one")
     if seconds is None:
         return frames
-    if not 0 < seconds < 3600:
-        raise SpecError("--seconds", f"must be a positive number, got {seconds}")
-    return round(seconds * (fps or preset.defaults.fps) / 4) * 4 + 1
+    limits = preset.limits
+    fps = preset.defaults.fps if fps is None else fps
+    if not limits.min_fps <= fps <= limits.max_fps:
+        raise SpecError("fps", f"must lie between {limits.min_fps} and {limits.max_fps}")
+    try:
+        return frames_of(seconds, fps, limits)
+    except SpecError as error:
+        raise SpecError("--seconds", error.message) from error
 
 
 def option_of(field: str) -> str:

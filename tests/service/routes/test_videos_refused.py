@@ -104,6 +104,7 @@ BAD: dict[str, tuple[Send, str | None, int]] = {
     "seconds as words": (form(seconds="two"), "seconds", 400),
     "seconds negative": (form(seconds="-2"), "seconds", 400),
     "seconds too many": (form(seconds="60"), "seconds", 400),
+    "seconds enormous": (form(seconds="1e308"), "seconds", 400),
     "seconds infinite": (form(seconds="inf"), "seconds", 400),
     "seconds no number": (form(seconds="nan"), "seconds", 400),
     "seconds and frames": (form(seconds="2", num_frames="17"), "seconds", 400),
