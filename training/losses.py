@@ -60,5 +60,7 @@ def region_weight(
     inside_BTHW = inside.any(1)
     # The first latent frame is one pixel frame; each later one covers `step` of them.
     step = (boxes_BST4.shape[2] - 1) // max(num_frames - 1, 1)
-    first, later = inside_BTHW[:, :1], inside_BTHW[:, 1:].unflatten(1, (-1, step)).any(2)
-    return 1 + (gain - 1) * torch.cat([first, later], dim=1).float()
+    parts = [inside_BTHW[:, :1]]
+    if step:
+        parts.append(inside_BTHW[:, 1:].unflatten(1, (-1, step)).any(2))
+    return 1 + (gain - 1) * torch.cat(parts, dim=1).float()

@@ -39,6 +39,7 @@ class DataConfig:
     """shards: folder of the table. encoders: folder with vae, text and vlm weights.
 
     plan: (from batch index, number of shards), see `Loader`. rows: clips per shard.
+    mixed, alike: see `Loader`. still: one frame of each clip.
     """
 
     shards: Path
@@ -47,6 +48,8 @@ class DataConfig:
     rows: int = 256
     batch_size: int = 16
     mixed: bool = False
+    alike: int = 1
+    still: bool = False
     reference: str = "cross"
     height: int = 64
     width: int = 96
@@ -58,12 +61,13 @@ class DataConfig:
         else:
             rows, path = SHEET_CASES, self.shards / split
         size = (self.height, self.width, self.reference_size)
-        return ShardFolder(path, rows, split, self.reference, *size)
+        return ShardFolder(path, rows, split, self.reference, *size, still=self.still)
 
 
 @dataclass(frozen=True)
 class SftConfig:
-    """region_gain: weight of errors in subjects' boxes. shift, mean: of the training times.
+    """region_gain: weight of errors in subjects' boxes. shift: of the training times.
+    draws: times and noises for each clip of a batch, which share its conditions' K and V.
 
     base: weights to start from, None for fresh ones. use_vlm_tokens: False trains without them
     though the model could read them (they may come later). lora: rank of adapters, 0: all weights.
@@ -76,6 +80,7 @@ class SftConfig:
     dropout: Dropout = field(default_factory=Dropout)
     region_gain: float = 2.5
     shift: float = 1.0
+    draws: int = 1
     base: Path | None = None
     use_vlm_tokens: bool = True
     lora: int = 0
@@ -120,8 +125,10 @@ def velocity_loss(
     )
     batch = drop_conditions(batch, config.dropout)
     batch, weight_BFHW = moved(batch, config.loop.device), weight_BFHW.to(config.loop.device)
-    x_BCFHW, t_B, target_BCFHW = losses.noised(batch.x0_BCFHW, config.shift)
+    x0_BCFHW = batch.x0_BCFHW.repeat_interleave(config.draws, dim=0)
+    x_BCFHW, t_B, target_BCFHW = losses.noised(x0_BCFHW, config.shift)
     v_BCFHW = velocity(x_BCFHW, t_B, batch.text_BTM, subject_inputs(batch))
+    weight_BFHW = weight_BFHW.repeat_interleave(config.draws, dim=0)
     loss_B = losses.flow_matching(v_BCFHW, target_BCFHW, weight_BFHW)
     return {"loss": loss_B.mean(), **losses.by_time(loss_B.detach(), t_B)}
 
@@ -147,8 +154,9 @@ def train(config: SftConfig, folder: Path | None = None) -> Outcome:
     dit = build(config)
     table = Table(config.data.folder(), config.columns)
     loader = Loader(
-        table, config.data.batch_size, config.data.plan, config.loop.seed, config.data.mixed
-    )
+        table, config.data.batch_size, config.data.plan, config.loop.seed, config.data.mixed,
+        config.data.alike,
+    )  # fmt: skip
     velocity = compiled(dit) if config.compile else dit
 
     def loss_fn(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -207,12 +215,14 @@ class Sheet:
         assert isinstance(ema, WanDiT)
         sources = self._sources()
         engine = Engine(ema, sources.encoders, self.config.preset, "training")
-        table = Table(self.config.data.folder("heldout"), self.config.columns)
+        folder = self.config.data.folder("heldout")
+        table = Table(folder, self.config.columns)
         table.extend(1)
         loader = Loader(table, SHEET_CASES, ((0, 1),), mixed=True)
         batch = loader.rows(range(SHEET_CASES))
         latents = generate(engine, batch, seeds=range(SHEET_CASES))
-        sheet(engine.decode(latents)).save(path)
+        clips = [folder.clip(number) for number in range(SHEET_CASES)]
+        sheet(engine.decode(latents), clips).save(path)
 
     def _sources(self) -> Sources:
         """Encoders and the held-out shard, once."""

@@ -17,7 +17,7 @@ from engine.pipeline import Engine
 from engine.spec import Guidance, Reference
 from engine.video import Video
 from training.data.loader import Batch
-from training.world.clip import sample_clip
+from training.world.clip import Clip
 
 
 def generate(engine: Engine, batch: Batch, seeds: Sequence[int]) -> Tensor:
@@ -48,11 +48,10 @@ def generate(engine: Engine, batch: Batch, seeds: Sequence[int]) -> Tensor:
         return engine.sample(inputs, negative, list(seeds), shape, plan, guidance)  # type: ignore
 
 
-def sheet(frames_BTHWC: Tensor, num_frames: int = 5) -> Image.Image:
-    """One row per held-out clip: its references with true frames, then the generated frames."""
+def sheet(frames_BTHWC: Tensor, clips: Sequence[Clip], num_frames: int = 5) -> Image.Image:
+    """One row per clip: its references with true frames, then the generated frames."""
     rows = []
-    for seed, frames in enumerate(frames_BTHWC.numpy()):
-        clip = sample_clip(seed, split="heldout")
+    for clip, frames in zip(clips, frames_BTHWC.numpy(), strict=True):
         references = [
             Reference.from_image(name, Image.fromarray(picture))
             for name, picture in zip(clip.caption.names, clip.references, strict=True)

@@ -288,3 +288,19 @@ def test_autocast_keeps_the_residual_stream_wide():
     high = model(given["x"], given["t"], given["text"], given["subjects"])
     assert low.dtype == torch.float32
     assert (low - high).abs().mean() / high.abs().mean() < 0.03
+
+
+@pytest.mark.parametrize("layout", ["stream", "concat"])
+def test_one_condition_serves_several_noises(layout):
+    """Training draws several times and noises for each clip: rows of x in groups."""
+    model, given = random_dit(replace(TOY, layout=layout)), random_inputs(batch=2)
+    mask = torch.tensor([[True, True, False], [False, False, False]])
+    subjects = given["subjects"]._replace(subject_mask_BS=mask)
+    x = torch.randn(6, *given["x"].shape[1:], generator=torch.Generator().manual_seed(5))
+    t = torch.linspace(0.95, 0.05, 6, dtype=torch.float64)
+    grouped = model(x, t, given["text"], subjects)
+    for row in range(6):
+        clip = slice(row // 3, row // 3 + 1)
+        one = SubjectInputs(*(None if part is None else part[clip] for part in subjects))
+        alone = model(x[row : row + 1], t[row : row + 1], given["text"][clip], one)
+        torch.testing.assert_close(grouped[row : row + 1], alone, rtol=1e-4, atol=1e-4)

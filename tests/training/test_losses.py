@@ -49,6 +49,14 @@ def test_region_weight_covers_the_box_in_space_and_time() -> None:
     torch.testing.assert_close(weight, want)
 
 
+def test_region_weight_of_a_still() -> None:
+    boxes = torch.tensor([[[[4.0, 4.0, 8.0, 8.0]]]])
+    mask = torch.ones(1, 1, dtype=torch.bool)
+    weight = losses.region_weight(boxes, mask, (1, 4, 6), factor=4, gain=3.0)
+    assert weight.shape == (1, 1, 4, 6)
+    assert (weight > 1).nonzero().tolist() == [[0, 0, 1, 1]]
+
+
 def test_by_time_splits_the_mean() -> None:
     parts = losses.by_time(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0.9, 0.2, 0.4]))
     assert parts["loss_noisy"] == 1.0 and parts["loss_clean"] == 4.0

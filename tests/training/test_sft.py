@@ -66,6 +66,22 @@ def test_it_learns_writes_sheets_and_exports(config: sft.SftConfig, tmp_path: Pa
     assert all(t.dtype == torch.bfloat16 for t in exported.values())
 
 
+def test_stills_come_first_and_the_videos_go_on(
+    config: sft.SftConfig, tmp_path: Path
+) -> None:
+    still = replace(config.data, shards=tmp_path / "stills", still=True)
+    first = replace(config, data=still, draws=3, loop=replace(LOOP, steps=12, sheet_every=12))
+    sft.precompute_part(first, 2)
+    assert not config.data.folder().has("video", 0, "") and still.folder().num_ready() == 2
+    sft.train(first, tmp_path / "first")
+    assert list((tmp_path / "first" / "sheets").glob("*.png"))
+    losses = [row["loss"] for row in read_log(tmp_path / "first" / "log.jsonl")]
+    assert losses[-1] < losses[0]
+    base = tmp_path / "first" / "dit.safetensors"
+    after = sft.train(replace(config, base=base, draws=2), tmp_path / "second")
+    assert after.finished
+
+
 def test_stopped_and_continued_is_bit_equal(config: sft.SftConfig, tmp_path: Path) -> None:
     sft.train(config, tmp_path / "whole")
     half = replace(config, loop=replace(LOOP, schedule="constant", steps=2))

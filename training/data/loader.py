@@ -64,6 +64,8 @@ class Loader:
     entry are on disk, so a run started early still is a function of its indices.
     mixed: all numbers of subjects in one batch, padded to the table's most subjects and VLM
       tokens: one shape for every batch, which is what compiled code wants.
+    alike: so many successive batches hold clips with one number of subjects: then the processes of
+      a run, which take turns, have equally much to do in each step.
     """
 
     table: Table
@@ -71,13 +73,15 @@ class Loader:
     plan: Sequence[tuple[int, int]]
     seed: int = 0
     mixed: bool = False
+    alike: int = 1
     patience_s: float = 3600.0
 
     def batch(self, index: int) -> Batch:
         num_shards = self.plan[bisect_right([p[0] for p in self.plan], index) - 1][1]
         self._wait(num_shards)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
-        return self._collate(self._draw(num_shards, generator))
+        leader = torch.Generator().manual_seed(self.seed * 1_000_003 + index // self.alike)
+        return self._collate(self._draw(num_shards, generator, leader))
 
     def rows(self, indices: Sequence[int]) -> Batch:
         """These rows, in this order, of the shards that are open."""
@@ -104,14 +108,17 @@ class Loader:
         shards = self.table.shards
         return max(int(s["num_vlm"].max()) for s in shards) if "num_vlm" in shards[0] else 0
 
-    def _draw(self, num_shards: int, generator: torch.Generator) -> list[int]:
-        """Row numbers of a batch."""
+    def _draw(
+        self, num_shards: int, generator: torch.Generator, leader: torch.Generator
+    ) -> list[int]:
+        """Row numbers of a batch; `leader` draws the clip whose number of subjects it takes."""
         num_rows = num_shards * self.table.folder.rows
-        pick = torch.randint(num_rows, (self.batch_size,), generator=generator)
         if self.mixed:
+            pick = torch.randint(num_rows, (self.batch_size,), generator=generator)
             return [int(row) for row in pick]
         counts = self._counts[:num_rows]
-        same = (counts == counts[pick[0]]).nonzero()[:, 0]
+        first = int(torch.randint(num_rows, (), generator=leader))
+        same = (counts == counts[first]).nonzero()[:, 0]
         chosen = torch.randint(len(same), (self.batch_size,), generator=generator)
         return [int(row) for row in same[chosen]]
 

@@ -31,6 +31,7 @@ class ShardFolder:
     """Where the table lies. `rows` per shard; `split` and `reference` as in `sample_clip`.
 
     height, width, reference_size: px of the clips and of the references.
+    still: one frame of each clip instead of all.
     """
 
     path: Path
@@ -40,6 +41,7 @@ class ShardFolder:
     height: int = 64
     width: int = 96
     reference_size: int = 64
+    still: bool = False
 
     def file(self, column: str, shard: int) -> Path:
         return self.path / f"{column}-{shard:05d}.safetensors"
@@ -56,6 +58,7 @@ class ShardFolder:
             height=self.height,
             width=self.width,
             reference_size=self.reference_size,
+            still=self.still,
         )
 
     def header(self, shard: int, weights: str) -> dict[str, str]:
@@ -65,7 +68,7 @@ class ShardFolder:
             "seeds": f"{seeds.start}:{seeds.stop}",
             "split": self.split,
             "reference": self.reference,
-            "size": f"{self.width}x{self.height}, {self.reference_size}",
+            "size": f"{self.width}x{self.height}, {self.reference_size}" + ", still" * self.still,
             "weights": weights,
         }
 

@@ -39,11 +39,13 @@ def sample_clip(
     height: int = 64,
     width: int = 96,
     reference_size: int = REFERENCE_SIZE,
+    still: bool = False,
 ) -> Clip:
     """Clip number `seed` of a split, the same on every call.
 
     `reference="cross"` draws pose, expression and light of the pictures anew; `"same"` copies them
-    from the clip's middle frame (what a model can solve by copying).
+    from the clip's middle frame (what a model can solve by copying). `still` keeps one frame of
+    the clip, at a moment of its own: pictures come before videos in training.
     """
     if reference not in ("cross", "same"):
         raise ValueError(f"reference={reference!r}: must be 'cross' or 'same'")
@@ -53,13 +55,15 @@ def sample_clip(
     num = num_subjects or int(rng.choice(4, p=NUM_SUBJECTS_P)) + 1
     scene = sample_scene(rng, num, split=split, twins=twins)
     words = caption(scene, rng, style)
+    moment = int(np.random.default_rng((seed, 13)).integers(num_frames)) if still else None
+    shown = slice(None) if moment is None else slice(moment, moment + 1)
     return Clip(
-        frames=render_clip(scene, num_frames, height, width),
+        frames=render_clip(scene, num_frames, height, width, moment),
         references=references_of(scene, rng, reference, num_frames, reference_size),
         caption=words,
         scene=scene,
-        boxes=scene.boxes(num_frames, height, width),
-        visibility=scene.visibility(num_frames, height, width),
+        boxes=scene.boxes(num_frames, height, width)[:, shown],
+        visibility=scene.visibility(num_frames, height, width)[:, shown],
     )
 
 

@@ -46,16 +46,23 @@ class _Canvas:
 
 
 def render_clip(
-    scene: Scene, num_frames: int = 17, height: int = 64, width: int = 96
+    scene: Scene,
+    num_frames: int = 17,
+    height: int = 64,
+    width: int = 96,
+    moment: int | None = None,
 ) -> np.ndarray:
-    """The scene as uint8 frames [T, H, W, 3]."""
+    """The scene as uint8 frames [T, H, W, 3]; with a `moment`, only that frame of the T."""
     aspect = width / height
     tracks = torch.from_numpy(scene.tracks(num_frames, aspect))
     tracks[..., :3] *= height
+    ground_S = tracks[..., 1].amax(1)  # who jumps leaves the shadow where it was
+    if moment is not None:
+        tracks = tracks[:, moment : moment + 1]
     frame_3HW = paint_background(scene.background, scene.light, scene.seed, height, width)
-    video_T3HW = frame_3HW.expand(num_frames, 3, height, width).clone()
+    video_T3HW = frame_3HW.expand(tracks.shape[1], 3, height, width).clone()
     for k in scene.order(num_frames, aspect):
-        _shadow(video_T3HW, tracks[k])
+        _shadow(video_T3HW, tracks[k], ground_S[k])
         _lay_over(video_T3HW, scene.cast[k].identity, tracks[k])
     return _to_uint8(video_T3HW)
 
@@ -113,11 +120,11 @@ def _to_uint8(video_T3HW: Tensor) -> np.ndarray:
     return scaled.permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def _shadow(video_T3HW: Tensor, pose_TP: Tensor) -> None:
-    """A soft ellipse on the ground under the feet."""
+def _shadow(video_T3HW: Tensor, pose_TP: Tensor, lowest: Tensor) -> None:
+    """A soft ellipse on the ground, which is under the feet where the body is `lowest`."""
     height, width = video_T3HW.shape[2:]
-    x, y, radius = (pose_TP[:, i].view(-1, 1, 1) for i in range(3))
-    ground = y.max() + radius
+    x, _, radius = (pose_TP[:, i].view(-1, 1, 1) for i in range(3))
+    ground = lowest + radius
     u = (torch.arange(width)[None, None] + 0.5 - x) / radius
     v = (torch.arange(height)[None, :, None] + 0.5 - ground) / (0.3 * radius)
     dark = 0.35 * (1.2 - (u * u + v * v)).clamp(0, 1)

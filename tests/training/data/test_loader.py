@@ -62,6 +62,13 @@ def test_each_batch_has_one_number_of_subjects_and_all_occur(folder: ShardFolder
     assert {batch.refs_BSCHW.shape[1] for batch in batches} == {1, 2, 3, 4}
 
 
+def test_successive_batches_can_be_alike_in_their_number(folder: ShardFolder) -> None:
+    pairs = loader(folder, alike=2)
+    widths = [pairs.batch(i).refs_BSCHW.shape[1] for i in range(40)]
+    assert widths[::2] == widths[1::2] and len(set(widths)) == 4
+    assert not torch.equal(pairs.batch(0).x0_BCFHW, pairs.batch(1).x0_BCFHW)
+
+
 def test_mixed_batches_are_padded_and_masked(folder: ShardFolder) -> None:
     batch = loader(folder, mixed=True).batch(0)
     counts = batch.subject_mask_BS.sum(1)

@@ -35,3 +35,16 @@ def test_one_to_four_subjects():
 def test_unknown_options_are_refused(bad: dict[str, str]):
     with pytest.raises(ValueError, match=next(iter(bad))):
         sample_clip(0, **bad)  # type: ignore[arg-type]
+
+
+def test_a_still_is_one_frame_of_its_clip_with_the_same_words_and_pictures():
+    moments = set()
+    for seed in range(12):
+        clip, still = sample_clip(seed), sample_clip(seed, still=True)
+        same = [k for k in range(17) if np.array_equal(clip.frames[k], still.frames[0])]
+        assert still.frames.shape == (1, 64, 96, 3) and same
+        assert any(np.array_equal(still.boxes[:, 0], clip.boxes[:, k]) for k in same)
+        assert np.array_equal(still.references, clip.references)
+        assert still.caption == clip.caption
+        moments.add(same[0])
+    assert len(moments) > 4

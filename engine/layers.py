@@ -1,0 +1,134 @@
+"""Layers of the DiT: attention over given keys and values, norms in fp32, 3-D RoPE.
+
+Shape legend: B batch, L video tokens, K tokens attended to, N heads, D head dim, M model dim.
+
+Parameters carry the names of the upstream file (Wan-Video/Wan2.1 `wan/modules/model.py`).
+"""
+
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+EPS = 1e-6
+ROPE_POSITIONS = 1024
+
+
+class KV(NamedTuple):
+    """Keys and values of one block: [B, K, N, D] each; mask_BK is True for real tokens or None."""
+
+    k_BKND: Tensor
+    v_BKND: Tensor
+    mask_BK: Tensor | None = None
+
+
+def attention(q_BLND: Tensor, kv: KV) -> Tensor:
+    """Softmax attention -> [B, L, N * D]. The mask is [B, K], or [B, 1, L, K] per query."""
+    mask = kv.mask_BK
+    if mask is not None and mask.ndim == 2:
+        mask = mask[:, None, None, :]
+    # Norms and RoPE work in fp32; the product runs in the precision of the values.
+    q, k = q_BLND.to(kv.v_BKND.dtype), kv.k_BKND.to(kv.v_BKND.dtype)
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), kv.v_BKND.transpose(1, 2)
+    if q.device.type == "cpu" and torch.is_grad_enabled():
+        # The CPU's flash kernel takes 20 times as long as products to go backward in bf16.
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        y: Tensor = scores.softmax(-1) @ v
+    else:
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return y.transpose(1, 2).flatten(2)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the last dimension, computed in fp32 (WanRMSNorm)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + EPS)
+        return wide.type_as(x) * self.weight
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm computed in fp32 whatever comes in; returns fp32."""
+
+    def __init__(self, dim: int, affine: bool) -> None:
+        super().__init__(dim, eps=EPS, elementwise_affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = None if self.weight is None else self.weight.float()
+        bias = None if self.bias is None else self.bias.float()
+        return F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps)
+
+
+class Rope(nn.Module):
+    """Rotary embedding over frames, rows and columns, for interleaved pairs (Wan `rope_params`).
+
+    A head of D dims gives D - 4 (D // 6) to time and 2 (D // 6) each to height and width.
+    """
+
+    def __init__(self, head_dim: int) -> None:
+        super().__init__()
+        side = 2 * (head_dim // 6)
+        self.widths = (head_dim - 2 * side, side, side)
+        angles = []
+        for width in self.widths:
+            rates = 1.0 / torch.pow(10000.0, torch.arange(0, width, 2, dtype=torch.float64) / width)
+            angles.append(torch.outer(torch.arange(ROPE_POSITIONS, dtype=torch.float64), rates))
+        turns = torch.cat(angles, dim=1)
+        self.register_buffer("turns", torch.stack([turns.cos(), turns.sin()]).float(), False)
+
+    def at(self, f: int, h: int, w: int, first: int = 0) -> tuple[Tensor, Tensor]:
+        """cos and sin for f frames from number `first`, [f * h * w, D / 2] each."""
+        split = [width // 2 for width in self.widths]
+        time, row, column = torch.split(cast(Tensor, self.turns), split, dim=2)
+        parts = [
+            time[:, first : first + f].view(2, f, 1, 1, -1).expand(2, f, h, w, -1),
+            row[:, :h].view(2, 1, h, 1, -1).expand(2, f, h, w, -1),
+            column[:, :w].view(2, 1, 1, w, -1).expand(2, f, h, w, -1),
+        ]
+        cos, sin = torch.cat(parts, dim=-1).reshape(2, f * h * w, -1)
+        return cos, sin
+
+
+def rotate(x_BLND: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """Turns each pair (x[2i], x[2i + 1]) by its position's angle, in fp32."""
+    cos, sin = (turn[None, :, None, :] for turn in rope)
+    even, odd = x_BLND[..., ::2].float(), x_BLND[..., 1::2].float()
+    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
+
+
+class Attention(nn.Module):
+    """The projections of one attention; q and k are RMS-normed over the full width.
+
+    `inner` is the width inside, `num_heads` heads; in and out are `dim` wide.
+    """
+
+    def __init__(self, dim: int, num_heads: int, inner: int | None = None) -> None:
+        super().__init__()
+        inner = inner or dim
+        self.num_heads = num_heads
+        self.q = nn.Linear(dim, inner)
+        self.k = nn.Linear(dim, inner)
+        self.v = nn.Linear(dim, inner)
+        self.o = nn.Linear(inner, dim)
+        self.norm_q = RMSNorm(inner)
+        self.norm_k = RMSNorm(inner)
+
+    def query(self, x_BLM: Tensor) -> Tensor:
+        return self._heads(self.norm_q(self.q(x_BLM)))
+
+    def key(self, x_BLM: Tensor) -> Tensor:
+        return self._heads(self.norm_k(self.k(x_BLM)))
+
+    def value(self, x_BLM: Tensor) -> Tensor:
+        return self._heads(self.v(x_BLM))
+
+    def _heads(self, x_BLM: Tensor) -> Tensor:
+        return x_BLM.view(*x_BLM.shape[:2], self.num_heads, -1)

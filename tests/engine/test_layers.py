@@ -1,0 +1,81 @@
+"""Attention, norms and RoPE against their definitions."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from engine.layers import EPS, KV, Attention, LayerNorm, RMSNorm, Rope, attention, rotate
+
+
+def heads(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_attention_is_softmax_over_keys():
+    q, k, v = heads(2, 5, 3, 4), heads(2, 7, 3, 4, seed=1), heads(2, 7, 3, 4, seed=2)
+    weights = torch.einsum("blnd,bknd->bnlk", q, k).div(4**0.5).softmax(-1)
+    expected = torch.einsum("bnlk,bknd->blnd", weights, v).flatten(2)
+    torch.testing.assert_close(attention(q, KV(k, v)), expected)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_masked_keys_are_as_if_they_were_not_there(grad):
+    q, k, v = heads(2, 5, 3, 4), heads(2, 7, 3, 4, seed=1), heads(2, 7, 3, 4, seed=2)
+    mask = torch.arange(7).expand(2, 7) < 4
+    with torch.set_grad_enabled(grad):
+        torch.testing.assert_close(
+            attention(q, KV(k, v, mask)), attention(q, KV(k[:, :4], v[:, :4]))
+        )
+
+
+def test_both_kernels_agree():
+    q, k, v = heads(2, 5, 3, 4), heads(2, 7, 3, 4, seed=1), heads(2, 7, 3, 4, seed=2)
+    mask = torch.rand(2, 1, 5, 7, generator=torch.Generator().manual_seed(3)) < 0.7
+    mask[..., 0] = True
+    plain = attention(q, KV(k, v, mask))
+    with torch.enable_grad():
+        torch.testing.assert_close(attention(q, KV(k, v, mask)), plain)
+
+
+def test_rope_sees_only_distances():
+    """The product of a turned query and a turned key depends on where they stand to each other."""
+    rope = Rope(24)
+    cos, sin = rope.at(4, 5, 6)
+    q, k = heads(1, 1, 1, 24), heads(1, 1, 1, 24, seed=1)
+
+    def score(a: tuple[int, int, int], b: tuple[int, int, int]) -> float:
+        turned = []
+        for x, (f, h, w) in ((q, a), (k, b)):
+            at = (f * 5 + h) * 6 + w
+            turned.append(rotate(x, (cos[at : at + 1], sin[at : at + 1])))
+        return float((turned[0] * turned[1]).sum())
+
+    assert score((0, 0, 0), (1, 2, 3)) == pytest.approx(score((2, 1, 2), (3, 3, 5)), abs=1e-5)
+    assert score((0, 0, 0), (1, 2, 3)) != pytest.approx(score((0, 0, 0), (1, 3, 3)), abs=1e-3)
+
+
+def test_rope_can_begin_later():
+    rope = Rope(24)
+    cos, _ = rope.at(5, 2, 3)
+    later, _ = rope.at(2, 2, 3, first=3)
+    assert torch.equal(later, cos[3 * 6 :])
+
+
+def test_norms_work_in_fp32_and_give_back_what_they_should():
+    x = heads(3, 8).bfloat16()
+    rms = RMSNorm(8)
+    expected = x.float() / (x.float().square().mean(-1, keepdim=True) + EPS).sqrt()
+    assert rms.bfloat16()(x).dtype is torch.bfloat16
+    torch.testing.assert_close(rms(x).float(), expected, rtol=1e-2, atol=1e-2)
+    assert LayerNorm(8, affine=True).bfloat16()(x).dtype is torch.float32
+    torch.testing.assert_close(
+        LayerNorm(8, affine=False)(x), F.layer_norm(x.float(), (8,), eps=EPS)
+    )
+
+
+def test_queries_and_keys_are_normed_over_the_full_width():
+    layer = Attention(8, 2, inner=4)
+    with torch.no_grad():
+        q = layer.query(heads(1, 3, 8))
+    assert q.shape == (1, 3, 2, 2)
+    torch.testing.assert_close(q.flatten(2).square().mean(-1), torch.ones(1, 3))
