@@ -73,13 +73,20 @@ def tells_places(clip: Clip) -> bool:
     return subjects == 1 or len(_PLACE.findall(clip.caption.text)) == subjects
 
 
-def sample_clips(num: int, num_subjects: int, first_seed: int = 0) -> list[Clip]:
-    """The first `num` held-out clips from `first_seed` on whose captions tell the places."""
+def sample_clips(
+    num: int, num_subjects: int, first_seed: int = 0, still: bool = False
+) -> list[Clip]:
+    """The first `num` held-out clips from `first_seed` on whose captions tell the places.
+
+    still: one frame of each, which says nothing about motion.
+    """
 
     def clips() -> Iterator[Clip]:
         seed = first_seed
         while True:
-            yield sample_clip(seed, split="heldout", num_subjects=num_subjects, style="names")
+            yield sample_clip(
+                seed, split="heldout", num_subjects=num_subjects, style="names", still=still
+            )
             seed += 1
 
     kept: list[Clip] = []
