@@ -63,6 +63,7 @@ class Job:
 
     `request` and `result` are JSON objects that the gateway and the worker wrote; `fields` is the
     rest of the hash. `place` is 0 for the next job of the queue, -1 for one that is not in it.
+    For a waiting job, `in_hand` jobs are running, which will together take `rest_ms` more.
     """
 
     id: str
@@ -73,6 +74,8 @@ class Job:
     place: int
     now_ms: int
     mean_ms: int | None
+    in_hand: int = 0
+    rest_ms: int = 0
 
     def number(self, name: str) -> int:
         """A whole number of the record; 0 where it was never written."""
@@ -283,7 +286,7 @@ class Ledger:
 
 def _job(job_id: str, answer: list[Any]) -> Job | None:
     """A Job from READ's answer, or None if there is no such record."""
-    now, place, mean, flat = answer
+    now, place, mean, in_hand, rest, flat = answer
     fields = dict(zip(flat[::2], flat[1::2], strict=True))
     if not fields:
         return None
@@ -296,4 +299,6 @@ def _job(job_id: str, answer: list[Any]) -> Job | None:
         place=int(place),
         now_ms=int(now),
         mean_ms=int(mean) if mean else None,
+        in_hand=int(in_hand),
+        rest_ms=int(float(rest)),
     )

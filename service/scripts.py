@@ -27,6 +27,7 @@ local function finish(id, state)
   redis.call('ZREM', p .. 'queued', id)
   redis.call('ZREM', p .. 'running', id)
   redis.call('HINCRBY', p .. 'books', state, 1)
+  redis.call('HDEL', key(id), 'preview')  -- a start's previews end with it
 end
 local function fail(id, code, message)
   finish(id, 'failed')
@@ -36,6 +37,7 @@ end
 local function requeue(id, backoff)
   local wait = backoff * 2 ^ (num(id, 'attempts') - 1)
   redis.call('ZREM', p .. 'running', id)
+  redis.call('HDEL', key(id), 'preview')
   redis.call('ZADD', p .. 'queued', num(id, 'seq'), id)
   redis.call('HSET', key(id), 'state', 'queued', 'holder', '', 'stage', 'queued',
     'not_before_ms', now + wait, 'rung_ms', 0)
@@ -246,12 +248,21 @@ return {count('submitted'), redis.call('ZCARD', p .. 'queued'),
 """
 )
 
-# id -> now, place in the queue (-1: not in it), mean_ms, then the record
+# id -> now, place in the queue (-1: not in it), mean_ms, jobs in hand, ms that they will still
+# take by the mean, then the record
 READ = (
     _HEAD
     + """
 local place = redis.call('ZRANK', p .. 'queued', ARGV[1])
-return {tostring(now), tostring(place or -1), redis.call('HGET', p .. 'pace', 'mean_ms') or '',
+local mean = redis.call('HGET', p .. 'pace', 'mean_ms')
+local in_hand, rest = 0, 0
+if place then  -- only who waits asks how long the others take
+  for _, other in ipairs(redis.call('ZRANGE', p .. 'running', 0, -1)) do
+    in_hand = in_hand + 1
+    rest = rest + math.max(tonumber(mean or '0') - (now - num(other, 'claimed_ms')), 0)
+  end
+end
+return {tostring(now), tostring(place or -1), mean or '', tostring(in_hand), tostring(rest),
   redis.call('HGETALL', key(ARGV[1]))}
 """
 )

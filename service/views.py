@@ -72,12 +72,14 @@ def warnings_for(spec: Spec, model: str) -> list[str]:
 def eta_s(job: Job) -> float | None:
     """Seconds until the end: by this start's own pace, else by the mean of the last jobs.
 
-    For a waiting job it counts one worker, so with several it is an upper estimate.
+    A waiting job waits for what is in hand and for those before it, shared by as many workers as
+    are busy now (at least one).
     """
     if job.state == "queued":
         if job.mean_ms is None:
             return None
-        return round((job.place + 1) * job.mean_ms / 1000, 1)
+        before_ms = (job.rest_ms + job.place * job.mean_ms) / max(job.in_hand, 1)
+        return round((before_ms + job.mean_ms) / 1000, 1)
     if job.state != "running":
         return None
     elapsed_ms = job.now_ms - job.number("claimed_ms")

@@ -29,7 +29,7 @@ def content(
     job = house.ledger.read(video_id)
     key = job.text("preview") if variant == "preview" else _result_key(job, variant)
     if key is None:
-        raise NotReady(f"The video has no {variant} yet; its status is {job.state}.")
+        raise NotReady(f"There is no {variant} of this video now; its status is {job.state}.")
     return send(house, key, f"{video_id}-{variant}", request.method, wanted)
 
 

@@ -86,6 +86,30 @@ def test_commit_ends_a_job_once(ledger: Ledger) -> None:
     assert ledger.books() == Books(1, 0, 0, 1, 0)
 
 
+def test_who_waits_is_told_what_is_in_hand(ledger: Ledger) -> None:
+    submit(ledger, "a", "b", "c")
+    ledger.commit(claim(ledger, "a"), {"video": "k"})
+    claim(ledger, "b")
+    waiting, in_hand = ledger.read("c"), ledger.read("b")
+    assert waiting.mean_ms is not None
+    assert (waiting.place, waiting.in_hand) == (0, 1)
+    assert 0 <= waiting.rest_ms <= waiting.mean_ms
+    assert (in_hand.place, in_hand.in_hand, in_hand.rest_ms) == (-1, 0, 0)
+
+
+def test_a_starts_previews_end_with_it(ledger: Ledger) -> None:
+    """The worker deletes them; a name that is left over would lead nowhere."""
+    submit(ledger, "a", "b", "c")
+    claims = {name: claim(ledger, name) for name in "abc"}
+    for one in claims.values():
+        ledger.beat(one, 10, preview="k.jpg")
+        assert ledger.read(one.job_id).text("preview") == "k.jpg"
+    ledger.commit(claims["a"], {"video": "k"})
+    ledger.fail(claims["b"], "x", "why", retry=True)
+    ledger.fail(claims["c"], "x", "why", retry=False)
+    assert [ledger.read(name).text("preview") for name in "abc"] == [None] * 3
+
+
 def test_an_answer_that_was_lost_is_given_again(ledger: Ledger) -> None:
     """The client repeats a call whose answer timed out; the worker must not think itself stale."""
     submit(ledger, "a", "b", "c", "d")

@@ -50,6 +50,13 @@ def test_the_wait_is_estimated_by_the_mean_of_the_last_jobs() -> None:
     assert eta_s(replace(QUEUED, place=0, mean_ms=5000)) == 5.0
 
 
+def test_who_waits_waits_for_the_jobs_in_hand_too() -> None:
+    first = replace(QUEUED, place=0, mean_ms=5000, in_hand=1, rest_ms=4000)
+    assert eta_s(first) == 9.0
+    assert eta_s(replace(first, place=2)) == 19.0
+    assert eta_s(replace(first, place=2, in_hand=2)) == 12.0  # two workers share what is before it
+
+
 def test_the_rest_is_estimated_by_this_starts_own_pace() -> None:
     assert eta_s(running(fraction=0.25)) == 9.0  # 3 s for a quarter
     assert eta_s(running(fraction=0.01)) is None

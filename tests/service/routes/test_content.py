@@ -100,6 +100,9 @@ def test_before_the_end_there_is_nothing_but_previews(
     answer = client.get("/v1/videos/v/content", params={"variant": "preview"})
     assert (answer.content, answer.headers["content-type"]) == (b"early", "image/jpeg")
     assert answer.headers["cache-control"] == "no-store"
+    house.ledger.commit(running, {"video": "k"})
+    answer = client.get("/v1/videos/v/content", params={"variant": "preview"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "video_not_ready")
 
 
 def test_a_failed_video_has_no_content_and_says_why(
