@@ -21,14 +21,13 @@ from torch import Tensor
 
 from engine.dit import SubjectInputs
 from engine.errors import SpecError
-from engine.spec import Reference, Span
+from engine.spec import PAD_GREY, Reference, Span
 from engine.text import TextEncoder
 from engine.vae import VAE, to_pixels
 from engine.vlm import VLM
 
 # Part of every key: raise it whenever the same request would be encoded differently.
 PREPROCESSING = 1
-PAD_GREY = 235  # near white, as references of Wan-family models are padded, but no highlight
 
 
 @dataclass(frozen=True)

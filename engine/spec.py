@@ -21,7 +21,8 @@ Span = tuple[int, int]
 SOLVERS = ("euler", "unipc")
 GUIDANCE_MODES = ("single", "dual")
 MAX_SEED = 2**53 - 1  # exact in JSON, in Lua and in JavaScript
-WHITE = (255, 255, 255)
+# Near white, as references of Wan-family models are padded, but no highlight.
+PAD_GREY = 235
 
 _NAME = re.compile(r"[^\W\d_]\w{0,31}")
 # An at sign after a letter or digit is an e-mail address, not a mention.
@@ -172,13 +173,18 @@ class Reference:
 
     @classmethod
     def from_image(cls, name: str, image: "Image") -> "Reference":
-        """Takes any Pillow image; what is transparent is laid over white."""
-        if "A" in image.getbands() or "transparency" in image.info:
-            from PIL import Image as pillow
+        """Any Pillow image, turned upright; what is transparent is laid over the pads' grey.
 
+        The service does the same to uploads (`service.decode`), where strangers send them.
+        """
+        from PIL import Image as pillow
+        from PIL import ImageOps
+
+        image = ImageOps.exif_transpose(image)
+        if image.has_transparency_data:
             rgba = image.convert("RGBA")
-            ground = pillow.new("RGBA", rgba.size, (*WHITE, 255))
-            image = pillow.alpha_composite(ground, rgba)
+            image = pillow.new("RGB", rgba.size, (PAD_GREY,) * 3)
+            image.paste(rgba, mask=rgba.getchannel("A"))
         rgb = image.convert("RGB")
         return cls(name=name, width=rgb.width, height=rgb.height, rgb=rgb.tobytes())
 

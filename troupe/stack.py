@@ -4,6 +4,8 @@ Redis is a bundled Valkey on a unix socket, as durable as the ledger asks for (e
 nothing evicted), unless the caller names a Redis of his own.
 """
 
+import hashlib
+import json
 import os
 import socket
 import sys
@@ -59,12 +61,12 @@ class Stack:
 
         Raises StackError if the model is missing, the port taken or Redis not to be had.
         """
-        _require_model(plan.model)
+        preset = _preset_of(plan.model)
         port = _free_port(plan.host, plan.port)
         plan.state.mkdir(parents=True, exist_ok=True)
         url = f"http://{plan.host}:{port}"
         redis_url = plan.redis_url or _start_redis(plan, supervisor)
-        for command in _commands(plan, _environment(plan, redis_url), port):
+        for command in _commands(plan, _environment(plan, redis_url, preset), port):
             supervisor.start(command)
         return cls(plan, supervisor, url)
 
@@ -116,12 +118,21 @@ def _reasons(answer: httpx.Response) -> str:
     return " ".join(check["message"] for check in checks.values() if not check["ok"])
 
 
-def _require_model(folder: Path) -> None:
-    if not (folder / "manifest.json").is_file():
+def _preset_of(folder: Path) -> str:
+    """The preset that the model folder names: the gateway asks for what the worker can make."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_bytes())
+        return str(manifest["preset"])
+    except FileNotFoundError as error:
         raise StackError(
             f"There is no model in {folder}: it has no manifest.json.",
             "Run from the checkout, which holds models/miniature, or name another with --model.",
-        )
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StackError(
+            f"The manifest.json in {folder} cannot be read ({error}).",
+            "git restore models, or publish the model anew.",
+        ) from error
 
 
 def _free_port(host: str, port: int) -> int:
@@ -185,7 +196,13 @@ def _socket_path(data: Path) -> Path:
     path = data / "redis.sock"
     if len(os.fsencode(path)) <= _SOCKET_PATH_LIMIT:
         return path
-    return Path(tempfile.mkdtemp(prefix="troupe-")) / "redis.sock"
+    # Named after the state folder: a second service on the same one must find the first.
+    name = f"troupe-{os.getuid()}-{hashlib.sha256(os.fsencode(data)).hexdigest()[:16]}"
+    folder = Path(tempfile.gettempdir()) / name
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise StackError(f"{folder} belongs to another user.", "Pass a shorter --state.")
+    return folder / "redis.sock"
 
 
 def _answers(url: str) -> bool:
@@ -206,7 +223,7 @@ def _wait_for_redis(url: str, child: Child, limit_s: float = 20.0) -> None:
         time.sleep(0.05)
 
 
-def _environment(plan: Plan, redis_url: str) -> dict[str, str]:
+def _environment(plan: Plan, redis_url: str, preset: str) -> dict[str, str]:
     return {
         "TROUPE_BLOBS_URL": str((plan.state / "blobs").resolve()),
         # Threads that wait must not spin: on busy cores that costs more than it saves.
@@ -214,6 +231,7 @@ def _environment(plan: Plan, redis_url: str) -> dict[str, str]:
         **os.environ,
         "TROUPE_REDIS_URL": redis_url,
         "TROUPE_MODEL_DIR": str(plan.model.resolve()),
+        "TROUPE_PRESET": preset,
         "PYTHONUNBUFFERED": "1",
     }
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from engine.encodings import PAD_GREY, Encodings, encode, key, letterbox, stack
+from engine.encodings import Encodings, encode, key, letterbox, stack
 from engine.errors import SpecError
+from engine.spec import PAD_GREY
 from tests.engine.conftest import TOY_PRESET, picture, random_encoders
 
 TEXT, SPANS = "anna and bob, anna", (((0, 4), (14, 18)), ((9, 12),))

@@ -1,13 +1,14 @@
 """Requests: what is refused, by which field, and how names bind to the prompt."""
 
 from dataclasses import replace
+from io import BytesIO
 
 import pytest
 from PIL import Image
 
 from engine.errors import SpecError
 from engine.presets import MINIATURE
-from engine.spec import Guidance, Reference, Spec, spans, text_of
+from engine.spec import PAD_GREY, Guidance, Reference, Spec, spans, text_of
 
 GOOD = Spec.of(MINIATURE, "@anna waves to @bob", ("anna", "bob"))
 
@@ -111,14 +112,23 @@ def test_without_subjects_a_prompt_has_no_names():
     assert text_of("a sunny meadow", ()) == ("a sunny meadow", ())
 
 
-def test_reference_keeps_pixels_and_lays_glass_over_white():
+def test_reference_keeps_pixels_and_lays_glass_over_grey():
     image = Image.new("RGBA", (3, 2), (10, 20, 30, 255))
     image.putpixel((0, 0), (0, 0, 0, 0))
     reference = Reference.from_image("anna", image)
-    assert reference.rgb[:6] == bytes([255, 255, 255, 10, 20, 30])
+    assert reference.rgb[:6] == bytes([PAD_GREY] * 3 + [10, 20, 30])
     assert reference.to_image().size == (3, 2)
     assert replace(reference, name="bob").digest() == reference.digest()
     assert replace(reference, width=2, height=3).digest() != reference.digest()
+
+
+def test_a_picture_taken_sideways_is_turned_upright():
+    image = Image.new("RGB", (4, 2), "red")
+    image.getexif()[0x0112] = 6  # orientation: the camera was turned
+    stored = BytesIO()
+    image.save(stored, "JPEG", exif=image.getexif())
+    reference = Reference.from_image("anna", Image.open(stored))
+    assert (reference.width, reference.height) == (2, 4)
 
 
 def test_reference_of_the_wrong_length_is_refused():

@@ -8,12 +8,15 @@ import httpx
 import pytest
 import redis
 
+from service.settings import Settings
 from troupe.processes import Supervisor
 from troupe.stack import (
     Plan,
     Stack,
     StackError,
+    _environment,
     _free_port,
+    _preset_of,
     _reasons,
     _socket_path,
     _start_redis,
@@ -73,8 +76,25 @@ def test_redis_is_durable_and_private(tmp_path: Path) -> None:
 
 
 def test_socket_path_is_never_too_long_for_the_kernel(tmp_path: Path) -> None:
-    assert _socket_path(tmp_path / ("long" * 30)).parent.name.startswith("troupe-")
-    assert len(str(_socket_path(tmp_path / ("long" * 30)))) < 100
+    first, other = (_socket_path(tmp_path / name / ("long" * 30)) for name in ("a", "b"))
+    assert first.parent.name.startswith("troupe-") and len(str(first)) < 100
+    assert first != other, "two services do not meet"
+    assert first == _socket_path(tmp_path / "a" / ("long" * 30)), "a second one finds the first"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [("{", "cannot be read"), ("{}", "cannot be read"), ("[]", "cannot be read")]
+)
+def test_a_manifest_that_is_none_is_told(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(StackError, match=words):
+        _preset_of(tmp_path)
+
+
+def test_the_gateway_asks_for_what_the_worker_can_make(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"preset": "wan-1.3b"}')
+    env = _environment(_plan(tmp_path), "unix:///r.sock", _preset_of(tmp_path))
+    assert Settings.model_validate({"preset": env["TROUPE_PRESET"]}).preset == "wan-1.3b"
 
 
 def test_worker_that_cannot_use_its_model_ends_the_waiting() -> None:
