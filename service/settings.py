@@ -64,11 +64,6 @@ class Settings(BaseSettings):
     backoff_s: float = Field(
         default=2, ge=0, description="Seconds before the second start; doubles with each."
     )
-    ring_after_s: float = Field(
-        default=5,
-        gt=0,
-        description="Seconds an idle worker may leave a queued job before a new doorbell.",
-    )
 
     @field_validator("redis_url", "broker_url")
     @classmethod
@@ -76,6 +71,11 @@ class Settings(BaseSettings):
         if url is not None and urlsplit(url).scheme not in {"redis", "rediss", "unix"}:
             raise ValueError("must begin with redis://, rediss:// or unix://")
         return url
+
+    @property
+    def ring_after_s(self) -> float:
+        """Seconds an idle worker may leave a queued job before a new doorbell."""
+        return self.lease_s / 3
 
     @property
     def celery_broker(self) -> str:

@@ -226,6 +226,7 @@ def _wait_for_redis(url: str, child: Child, limit_s: float = 20.0) -> None:
 def _environment(plan: Plan, redis_url: str, preset: str) -> dict[str, str]:
     return {
         "TROUPE_BLOBS_URL": str((plan.state / "blobs").resolve()),
+        "TROUPE_ENCODINGS_DIR": str((plan.state / "encodings").resolve()),
         # Threads that wait must not spin: on busy cores that costs more than it saves.
         "OMP_WAIT_POLICY": "PASSIVE",
         **os.environ,

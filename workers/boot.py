@@ -33,15 +33,19 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def load_engine(folder: Path) -> "Engine":
+def load_engine(folder: Path, encodings: Path | None = None) -> "Engine":
     """The engine, verified byte by byte. torch is imported here, in the child, and only here.
+
+    Args:
+        encodings: where encodings are kept on disk; None keeps them in memory only.
 
     Raises:
         CheckpointError: the folder is incomplete, altered or of another shape.
     """
+    from engine.cache import EncodingCache
     from engine.pipeline import Engine
 
-    return Engine.load(folder)
+    return Engine.load(folder, EncodingCache(folder=encodings))
 
 
 class Station:
@@ -73,7 +77,7 @@ class Station:
         self._tried = time.monotonic()
         folder = self.settings.model_dir
         try:
-            self.engine = load_engine(folder)
+            self.engine = load_engine(folder, self.settings.encodings_dir)
             self._message = ""
             log.info("serving %s, digest %s", folder, self.engine.digest)
         except (TroupeError, OSError) as error:

@@ -23,11 +23,18 @@ class Settings(ServiceSettings):
         gt=0,
         description="Seconds a process may take to verify and load its checkpoint.",
     )
-    reload_after_s: float = Field(
-        default=15,
-        gt=0,
-        description="Seconds between two tries to load a checkpoint that was refused.",
+    encodings_dir: Path | None = Field(
+        default=None,
+        description="Folder that keeps encodings of prompts and pictures over restarts, for all"
+        " workers of a machine; none: each keeps the last few in memory.",
     )
-    reap_every_s: float = Field(
-        default=1, gt=0, description="Seconds between two rounds of the reaper."
-    )
+
+    @property
+    def reload_after_s(self) -> float:
+        """Seconds between two tries to load a checkpoint that was refused."""
+        return self.lease_s
+
+    @property
+    def reap_every_s(self) -> float:
+        """Seconds between two rounds of the reaper."""
+        return self.lease_s / 15

@@ -24,7 +24,9 @@ __all__ = ["redis_url", "settings"]
 def service(settings: Settings, random_model: Path, tmp_path: Path) -> Iterator[Service]:
     folder = tmp_path / "model"
     shutil.copytree(random_model, folder)
-    own = settings.model_copy(update={"lease_s": 10.0, "model_dir": folder, "reload_after_s": 1})
+    own = settings.model_copy(
+        update={"lease_s": 5.0, "model_dir": folder, "encodings_dir": tmp_path / "kept"}
+    )
     service = Service(own, tmp_path, worker="workers.app")
     try:
         yield service
@@ -56,8 +58,8 @@ def post(service: Service) -> dict[str, Any]:
     return found
 
 
-def test_a_photo_of_this_world_goes_in_and_a_video_comes_out_twice_the_same(
-    service: Service,
+def test_a_photograph_goes_in_and_a_video_comes_out_twice_the_same(
+    service: Service, tmp_path: Path
 ) -> None:
     service.start("gateway", "worker", "reaper")
     service.wait_ready()
@@ -71,6 +73,8 @@ def test_a_photo_of_this_world_goes_in_and_a_video_comes_out_twice_the_same(
         assert seen[-1]["timings"]["denoise_s"] > 0 and len(seen[-1]["model_digest"]) == 64
         films.append(content(service, job["id"]).content)
     assert films[0] == films[1]
+    kept = list((tmp_path / "kept").glob("*/*.safetensors"))
+    assert len(kept) == 2, "the prompt with its pictures, and the empty prompt: encoded once"
     film = Video.from_mp4(films[0])
     assert len(film.frames) == 9 and film.fps == 8 and min(film.size) >= 256
 

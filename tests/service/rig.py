@@ -70,9 +70,6 @@ def settings(redis_url: str, tmp_path: Path) -> Settings:
         decode_timeout_s=60,
         lease_s=1.0,
         backoff_s=0.05,
-        ring_after_s=0.2,
-        reap_every_s=0.1,
-        reload_after_s=0.2,
     )
 
 

@@ -82,7 +82,7 @@ class ScriptedEngine:
         return fresh
 
 
-def load_scripted(folder: Path) -> ScriptedEngine:
+def load_scripted(folder: Path, encodings: Path | None = None) -> ScriptedEngine:
     """Refuses a folder that holds a file `broken`, with its text."""
     broken = folder / "broken"
     if broken.exists():

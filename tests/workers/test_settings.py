@@ -13,7 +13,7 @@ def test_what_both_know_has_one_default() -> None:
 
 def test_its_own_fields_are_few_and_described() -> None:
     own = Settings.model_fields.keys() - ServiceSettings.model_fields.keys()
-    assert own == {"model_dir", "job_limit_s", "load_limit_s", "reload_after_s", "reap_every_s"}
+    assert own == {"model_dir", "job_limit_s", "load_limit_s", "encodings_dir"}
     assert all(Settings.model_fields[name].description for name in own)
 
 
