@@ -58,7 +58,7 @@ def test_a_refused_checkpoint_is_announced_with_its_reason_and_tried_again(
 def test_a_bug_in_loading_is_announced_too(
     station: Station, roster: Roster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def bug(folder: Path) -> None:
+    def bug(folder: Path, encodings: Path | None) -> None:
         raise KeyError("dim")
 
     monkeypatch.setattr(boot, "load_engine", bug)
