@@ -1,27 +1,31 @@
 """Does each stage earn its place? `python -m bench.ablation --steps 1000 --seeds 3`.
 
-Trains the miniature anew for each arm and seed on the same shards with the same small budget, and
-measures it on held-out scenes that are hard on purpose: near-twins side by side, characters that
-hide each other, casts of three and of four. Arms follow Table 2 and Table S.5 of ID-Crafter.
+As in the paper, every arm begins with the same plain text-to-video model, which has seen no
+reference (trained once, for the same budget), and learns its own way to read references on the same
+shards. It is measured on held-out scenes that are hard on purpose: near-twins side by side, pairs
+that differ in a detail of the face or an accessory, characters that hide each other, casts of three
+and of four. Arms follow Table 2 and Table S.5 of ID-Crafter.
 
-At `--size small` (the default) the clips are half as wide and high, as in the first phase of the
-miniature's own training, and are enlarged for the instruments; `--size full` is the real size.
+`--size still` (the default) trains and measures single frames at full size, where identity is
+learned ten times as fast as on clips; `small` takes clips of half the width and height, enlarged
+for the instruments; `full` is the real thing.
 
-Resumable: a training goes on from its last save, and an arm whose result.json exists is not
-repeated. Seeds are the outer loop, so a study that is cut short is still balanced. After each arm
-docs/ablation.md and docs/ablation.png are written anew from what there is.
+Resumable: a training goes on from its last save, and what was measured under the same budget and
+base is not repeated. Seeds are the outer loop, so a study that is cut short is still balanced.
+After each arm docs/ablation.md and docs/ablation.png are written anew from all there is.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import itertools
 import json
 import os
-import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,14 +35,17 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from bench.ablation_report import mean_over_kinds, write_report
 from engine import checkpoint
 from engine.dit import WanDiT
 from engine.pipeline import Engine
-from training import dist, evaluate, sft
+from training import dist, evaluate, sft, sft_miniature
 from training.data.precompute import load_sources
 from training.data.shards import read_header
 from training.measure import Instruments
-from training.world.clip import Clip, sample_clip
+from training.world.clip import Clip, sample_clip, sample_script
+from training.world.identity import FACTOR_NAMES
+from training.world.scene import Scene
 
 # Arm -> what is changed in the DiT's config.
 ARMS: dict[str, dict[str, Any]] = {
@@ -49,15 +56,21 @@ ARMS: dict[str, dict[str, Any]] = {
     "no VLM tokens": {"use_vlm": False},
     "plain concatenation": {"layout": "concat"},
     "no tag": {"tag": False},
+    "no place": {"place": False},
 }
-KINDS = ("twins", "occlusion", "three", "four")
-MEASURES = ("reached", "similarity", "worst", "swaps", "missing", "motion")
+# Kind of scene -> how many are on stage.
+KINDS = {"twins": 2, "detail": 2, "occlusion": 3, "three": 3, "four": 4}
+FINE = {"eyes", "mouth", "accessory", "accessory_color"}
+MEASURES = ("reached", "similarity", "worst", "swaps", "missing")
 HIDDEN = 0.5  # a scene counts as occluded where a body shows less than this in some frame
 
 
 @dataclass(frozen=True)
 class Study:
-    """The budget of one arm: steps or minutes. cases: clips of each kind; sampler: its steps."""
+    """The budget of one arm: steps or minutes. cases: clips of each kind; sampler: its steps.
+
+    folder: of all studies; each has its own inside, named after all that its figures depend on.
+    """
 
     folder: Path
     steps: int | None = 1000
@@ -76,52 +89,83 @@ def slug(arm: str) -> str:
     return arm.lower().replace(" ", "-")
 
 
+SIZES: dict[str, Callable[[], sft.SftConfig]] = {
+    "still": sft_miniature.miniature_still,
+    "small": sft_miniature.miniature_small,
+    "full": sft_miniature.miniature,
+}
+
+
 def study_base(size: str, compile: bool = False) -> sft.SftConfig:
-    """What all arms share: fresh weights, VLM tokens on, the shards of the recipe of this size."""
-    config = sft.miniature_small() if size == "small" else sft.miniature()
+    """What all arms share: VLM tokens on, the shards of the recipe of this size."""
+    config = SIZES[size]()
     most = max(num for _, num in config.data.plan)
     # Compiled code wants one shape; otherwise batches of one number of subjects are cheaper.
     data = replace(config.data, plan=((0, most),), mixed=compile)
     return replace(config, data=data, base=None, use_vlm_tokens=True, compile=compile)
 
 
+def study_folder(base: sft.SftConfig, study: Study) -> Path:
+    """Where this study's runs lie: another budget, size or recipe is another folder."""
+    budget = (study.steps, study.minutes, study.num_processes, study.accumulate, study.batch_size)
+    told = [budget, study.cases, study.sampler_steps, asdict(base)]
+    digest = hashlib.sha256(json.dumps(told, default=str, sort_keys=True).encode()).hexdigest()
+    return study.folder / digest[:12]
+
+
 def arm_config(base: sft.SftConfig, study: Study, arm: str, seed: int) -> sft.SftConfig:
     """The recipe of one arm: the base recipe, its DiT changed, with the study's budget."""
+    plain = study_folder(base, study) / "plain" / "dit.safetensors"
+    return replace(_budgeted(base, study, f"{slug(arm)}-{seed}", seed, ARMS[arm]), base=plain)
+
+
+def plain_config(base: sft.SftConfig, study: Study) -> sft.SftConfig:
+    """The recipe of what all arms start from: no stream, no references; every seed's own noise."""
+    config = _budgeted(base, study, "plain", 1_000, {"subject_layers": 0})
+    return replace(config, use_vlm_tokens=False)
+
+
+def _budgeted(
+    base: sft.SftConfig, study: Study, name: str, seed: int, changes: dict[str, Any]
+) -> sft.SftConfig:
     loop = replace(
-        base.loop, name=f"{slug(arm)}-{seed}", steps=study.steps, minutes=study.minutes,
+        base.loop, name=name, steps=study.steps, minutes=study.minutes,
         seed=seed, sheet_every=0, accumulate=study.accumulate, save_every_s=60.0,
     )  # fmt: skip
-    preset = replace(base.preset, dit=replace(base.preset.dit, **ARMS[arm]))
-    data = replace(base.data, batch_size=study.batch_size)
+    preset = replace(base.preset, dit=replace(base.preset.dit, **changes))
+    data = replace(base.data, batch_size=study.batch_size, alike=study.num_processes)
     return replace(
         base, loop=loop, preset=preset, data=data, num_processes=study.num_processes
     )
 
 
-def hard_clips(kind: str, num: int) -> list[Clip]:
+def hard_clips(kind: str, num: int, still: bool = False) -> list[Clip]:
     """The first `num` held-out clips of a kind, each number of subjects fixed within a kind."""
     found: list[Clip] = []
-    for clip in _candidates(kind):
+    for seed in itertools.count(500_000 + 100_000 * list(KINDS).index(kind)):
         if len(found) == num:
             break
-        if evaluate.tells_places(clip) and (kind != "occlusion" or _is_occluded(clip)):
-            found.append(clip)
+        asked: dict[str, Any] = {
+            "split": "heldout", "num_subjects": KINDS[kind], "style": "names",
+            "twins": kind in ("twins", "detail"),
+        }  # fmt: skip
+        scene, words, _ = sample_script(seed, **asked)
+        if evaluate.tells_places(scene, words) and (kind != "detail" or _is_fine(scene)):
+            clip = sample_clip(seed, still=still, **asked)
+            if kind != "occlusion" or _is_occluded(clip):
+                found.append(clip)
     return found
 
 
-def _candidates(kind: str) -> Iterator[Clip]:
-    count = {"twins": 2, "occlusion": 3, "three": 3, "four": 4}[kind]
-    twins = kind == "twins"
-    seed = 500_000 + 100_000 * KINDS.index(kind)
-    while True:
-        yield sample_clip(
-            seed, split="heldout", num_subjects=count, style="names", twins=twins
-        )
-        seed += 1
+def _is_fine(scene: Scene) -> bool:
+    """Whether two differ in nothing but details."""
+    one, other = (role.identity for role in scene.cast)
+    return {n for n in FACTOR_NAMES if getattr(one, n) != getattr(other, n)} <= FINE
 
 
 def _is_occluded(clip: Clip) -> bool:
-    return bool((clip.visibility < HIDDEN).sum(axis=1).max() >= 2)
+    num_frames = clip.visibility.shape[1]
+    return bool((clip.visibility < HIDDEN).sum(axis=1).max() >= min(2, num_frames))
 
 
 def measure_arm(config: sft.SftConfig, study: Study, weights: Path) -> dict[str, dict[str, float]]:
@@ -131,14 +175,15 @@ def measure_arm(config: sft.SftConfig, study: Study, weights: Path) -> dict[str,
     data = config.data
     sources = load_sources(data.encoders, config.preset, config.columns)
     side = data.reference_size
-    preset = replace(config.preset, reference_width=side, reference_height=side)
+    limits = replace(config.preset.limits, min_frames=1)
+    preset = replace(config.preset, reference_width=side, reference_height=side, limits=limits)
     engine = Engine(dit, sources.encoders, preset, "ablation")
     made = evaluate.from_engine(engine, steps=study.sampler_steps, bf16=config.loop.bf16)
     generate = at_size(made, data.height, data.width)
     tools = Instruments.load(study.instruments)
     figures = {}
     for kind in KINDS:
-        cases = evaluate.prepare(hard_clips(kind, study.cases), tools)
+        cases = evaluate.prepare(hard_clips(kind, study.cases, data.still), tools)
         table = evaluate.evaluate(generate, tools, cases, seeds=1)
         figures[kind] = {name: float(table[name]) for name in (*MEASURES, "upper", "lower")}
     return figures
@@ -163,7 +208,7 @@ def at_size(generate: evaluate.Generate, height: int, width: int) -> evaluate.Ge
 
 def run_arm(base: sft.SftConfig, study: Study, arm: str, seed: int) -> dict[str, Any]:
     """Trains and measures one arm with one seed, or reads what was measured before."""
-    folder = study.folder / slug(arm) / str(seed)
+    folder = study_folder(base, study) / slug(arm) / str(seed)
     result_file = folder / "result.json"
     if result_file.exists():
         known: dict[str, Any] = json.loads(result_file.read_text())
@@ -184,6 +229,39 @@ def run_arm(base: sft.SftConfig, study: Study, arm: str, seed: int) -> dict[str,
     return result
 
 
+def train_plain(base: sft.SftConfig, study: Study) -> None:
+    """Makes what all arms start from, once."""
+    folder = study_folder(base, study) / "plain"
+    if not (folder / "done").exists():
+        config = plain_config(base, study)
+        dist.launch(partial(_train, config, folder), study.num_processes)
+        (folder / "done").touch()
+
+
+def known_results(base: sft.SftConfig, study: Study) -> list[dict[str, Any]]:
+    """All that was measured in this study so far, in order of seeds."""
+    files = study_folder(base, study).glob("*/*/result.json")
+    found: list[dict[str, Any]] = [json.loads(file.read_text()) for file in files]
+    order = list(ARMS)
+    return sorted(found, key=lambda result: (result["seed"], order.index(result["arm"])))
+
+
+def introduction(base: sft.SftConfig, study: Study) -> str:
+    """What was done, in words, for the report."""
+    budget = f"{study.steps} steps" if study.steps else f"{study.minutes} minutes"
+    shown = "stills" if base.data.still else "clips"
+    noises = f", each under {base.draws} noises," if base.draws > 1 else ""
+    return (
+        "Every arm begins with the same plain text-to-video model, which has seen no reference, and"
+        f" was trained for {budget} of {study.batch_size * study.accumulate} {shown}{noises} per"
+        f" process ({study.num_processes}), on the same shards, at"
+        f" {base.data.width}x{base.data.height}. It was measured on {study.cases} held-out {shown}"
+        " of each kind: near-twins side by side; pairs that differ in eyes, mouth or accessory"
+        " only; characters that hide each other (three on stage, one of them less than half"
+        " visible); casts of three; casts of four."
+    )
+
+
 def _train(config: sft.SftConfig, folder: Path) -> None:
     outcome = sft.train(config, folder)
     if not outcome.finished:
@@ -196,126 +274,16 @@ def last_step(folder: Path) -> int:
     return int(json.loads(header["position"])["step"])
 
 
-def mean_over_kinds(result: dict[str, Any], measure: str) -> float:
-    """One figure of a result, each kind of scene counting alike."""
-    return statistics.fmean(result["kinds"][kind][measure] for kind in KINDS)
-
-
-def spread(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation over seeds (0 for one seed)."""
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
-
-
-def by_arm(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Results of each arm in the order of ARMS; arms without any are left out."""
-    return {
-        arm: found
-        for arm in ARMS
-        if (found := [result for result in results if result["arm"] == arm])
-    }
-
-
-def table(results: Sequence[dict[str, Any]]) -> list[str]:
-    """Markdown: one row per arm; mean and standard deviation over seeds."""
-    names = ("reached", "worst", "swaps", "missing", "motion")
-    head = ["arm", "seeds", "steps", *names, *(f"reached: {kind}" for kind in KINDS)]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for arm, found in by_arm(results).items():
-        cells = [arm, str(len(found)), str(round(statistics.fmean(r["steps"] for r in found)))]
-        for name in names:
-            cells.append(_cell([mean_over_kinds(result, name) for result in found]))
-        for kind in KINDS:
-            cells.append(_cell([result["kinds"][kind]["reached"] for result in found]))
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
-
-
-def _cell(values: Sequence[float]) -> str:
-    mean, deviation = spread(values)
-    return f"{mean:.3f} ± {deviation:.3f}"
-
-
-def differences(results: Sequence[dict[str, Any]]) -> list[str]:
-    """Markdown: each arm against the full model, paired by seed, in units of its standard error."""
-    full = {r["seed"]: r for r in results if r["arm"] == "full"}
-    lines = ["| arm | reached, minus full | swaps, minus full | pairs |", "|---|---|---|---|"]
-    for arm, found in by_arm(results).items():
-        pairs = [(r, full[r["seed"]]) for r in found if r["seed"] in full]
-        if arm == "full" or not pairs:
-            continue
-        cells = []
-        for name in ("reached", "swaps"):
-            gaps = [mean_over_kinds(a, name) - mean_over_kinds(b, name) for a, b in pairs]
-            mean, deviation = spread(gaps)
-            error = deviation / len(gaps) ** 0.5
-            cells.append(f"{mean:+.3f}" + (f" (standard error {error:.3f})" if error else ""))
-        lines.append(f"| {arm} | {cells[0]} | {cells[1]} | {len(pairs)} |")
-    return lines
-
-
-def write_report(results: Sequence[dict[str, Any]], study: Study, docs: Path) -> None:
-    """docs/ablation.md and docs/ablation.png."""
-    budget = f"{study.steps} steps" if study.steps else f"{study.minutes} minutes"
-    lines = [
-        "# Does each stage earn its place?",
-        "",
-        f"Each arm was trained anew for {budget} of {study.batch_size * study.accumulate} clips"
-        f" per process ({study.num_processes}), on the same shards, and measured on"
-        f" {study.cases} held-out scenes of each kind: near-twins side by side, characters that"
-        " hide each other (three on stage, one of them less than half visible), casts of three,"
-        " casts of four. `reached` is the share of the way from a random other identity to the"
-        " true clip; `swaps` the share of subjects in whose place another one of the cast is seen."
-        " Figures are means ± standard deviation over seeds.",
-        "",
-        *table(results),
-        "",
-        "![the same as a plot](ablation.png)",
-        "",
-        "## Against the full model",
-        "",
-        *differences(results),
-        "",
-        "A difference smaller than about two standard errors is not told apart from chance here."
-        " The budget is small on purpose; what a stage is worth after long training may differ.",
-        "",
-        "Made by `python -m bench.ablation`; run it again to add seeds or arms.",
-        "",
-    ]
-    docs.mkdir(parents=True, exist_ok=True)
-    (docs / "ablation.md").write_text("\n".join(lines))
-    draw(results, docs / "ablation.png")
-
-
-def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
-    """Every seed as a dot, the mean as a bar: identity on the left, swaps on the right."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    arms = by_arm(results)
-    figure = Figure(figsize=(10, 0.5 * len(arms) + 1.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    for place, name in enumerate(("reached", "swaps"), start=1):
-        axis = figure.add_subplot(1, 2, place)
-        for row, found in enumerate(arms.values()):
-            values = [mean_over_kinds(result, name) for result in found]
-            axis.barh(row, statistics.fmean(values), color="#b8c4d6", height=0.6)
-            axis.plot(values, [row] * len(values), "o", color="#24406b", markersize=4)
-        axis.set_yticks(range(len(arms)), list(arms) if place == 1 else [""] * len(arms))
-        axis.invert_yaxis()
-        axis.set_title(name)
-    figure.savefig(path, dpi=100, format="png")
-
-
 def run_study(base: sft.SftConfig, study: Study, arms: Sequence[str], docs: Path) -> None:
     """All arms and seeds; the report after each."""
-    results: list[dict[str, Any]] = []
     most = max(num for _, num in base.data.plan)
     dist.launch(partial(sft.precompute_part, base, most), study.num_processes)
+    train_plain(base, study)
     for seed in range(study.seeds):
         for arm in arms:
-            results.append(run_arm(base, study, arm, seed))
-            write_report(results, study, docs)
-            print(f"{arm}, seed {seed}: reached {mean_over_kinds(results[-1], 'reached'):.3f}",
+            result = run_arm(base, study, arm, seed)
+            write_report(known_results(base, study), introduction(base, study), docs)
+            print(f"{arm}, seed {seed}: reached {mean_over_kinds(result, 'reached'):.3f}",
                   flush=True)  # fmt: skip
 
 
@@ -333,7 +301,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--cases", type=int, default=24, help="clips of each kind of scene (24)")
     parser.add_argument("--processes", type=int, default=1, help="training processes (1)")
     parser.add_argument("--batch", type=int, default=32, help="clips per batch (32)")
-    parser.add_argument("--size", choices=("small", "full"), default="small")
+    parser.add_argument("--size", choices=tuple(SIZES), default="still")
     parser.add_argument("--compile", action="store_true", help="torch.compile each arm")
     parser.add_argument("--instruments", type=Path, default=Path("runs/identity"))
     parser.add_argument("--accumulate", type=int, default=1, help="batches per step (1)")

@@ -28,7 +28,10 @@ from torch import Tensor, nn
 from engine.layers import KV, Attention, LayerNorm, RMSNorm, Rope, attention, rotate
 from engine.presets import DiTConfig
 
-STREAM_PARAMETERS = ("subject_blocks.", "slot_embedding", "tag_projection.", "vlm_projection.")
+STREAM_PARAMETERS = (
+    "subject_blocks.", "slot_embedding", "tag_projection.", "place_projection.", "vlm_projection."
+)  # fmt: skip
+PLACE_DIM = 64
 
 
 class SubjectInputs(NamedTuple):
@@ -284,6 +287,8 @@ class WanDiT(nn.Module):
         self.slot_embedding = nn.Parameter(torch.randn(config.max_subjects, dim) * 0.02)
         if config.tag:
             self.tag_projection = nn.Linear(config.text_dim, dim)
+        if config.place:
+            self.place_projection = nn.Linear(PLACE_DIM, dim)
         if config.use_vlm:
             self.vlm_projection = nn.Sequential(
                 LayerNorm(config.vlm_dim, affine=True),
@@ -397,7 +402,8 @@ class WanDiT(nn.Module):
     def _reference_tokens(
         self, refs_BSCHW: Tensor, tags_BSM: Tensor, slots_BS: Tensor | None
     ) -> tuple[Tensor, tuple[int, int, int]]:
-        """f_k = patches of the reference + its slot + its tag: [B, S, P, M] and (S, rows, cols)."""
+        """f_k = patches of the reference + its slot + its tag + each patch's place in the picture:
+        [B, S, P, M] and (S, rows, cols)."""
         num_subjects = refs_BSCHW.shape[1]
         refs = refs_BSCHW.flatten(0, 1).to(self.patch_embedding.weight.dtype)
         patches = self.patch_embedding(refs[:, :, None])
@@ -410,7 +416,11 @@ class WanDiT(nn.Module):
         if self.config.tag:
             tags = self.tag_projection(tags_BSM.to(self.tag_projection.weight.dtype))
             f_BSPM = f_BSPM + tags[:, :, None].float()
-        return f_BSPM, (num_subjects, patches.shape[3], patches.shape[4])
+        rows, columns = patches.shape[3:]
+        if self.config.place:
+            waves = places(rows, columns, f_BSPM.device).to(self.place_projection.weight.dtype)
+            f_BSPM = f_BSPM + self.place_projection(waves).float()
+        return f_BSPM, (num_subjects, rows, columns)
 
     def _vlm_tokens(self, vlm_BVM: Tensor | None) -> Tensor | None:
         if vlm_BVM is None or not self.config.use_vlm:
@@ -447,8 +457,24 @@ class WanDiT(nn.Module):
         nn.init.zeros_(self.head.head.weight)
         for name, parameter in self.named_parameters():
             path = name.split(".")
-            if path[0] == "tag_projection" or (path[0] == "subject_blocks" and path[2] == "v"):
+            is_value = path[0] == "subject_blocks" and path[2] == "v"
+            if is_value or path[0] in ("tag_projection", "place_projection"):
                 nn.init.zeros_(parameter)
+
+
+def places(rows: int, columns: int, device: torch.device) -> Tensor:
+    """Sines and cosines of each cell's row and column, [rows * columns, PLACE_DIM].
+
+    The stage-3 attention has no rotary position (nor has Wan's cross-attention), so without this a
+    hat could be told from a shoe only by its looks.
+    """
+    num_rates = PLACE_DIM // 4
+    rates = torch.pow(100.0, -torch.arange(num_rates, device=device) / num_rates)
+    row, column = (
+        torch.outer(torch.arange(length, device=device), rates) for length in (rows, columns)
+    )
+    grid = torch.cat([row[:, None].expand(-1, columns, -1), column.expand(rows, -1, -1)], dim=-1)
+    return torch.cat([grid.sin(), grid.cos()], dim=-1).flatten(0, 1)
 
 
 def _repeated(part: Any, times: int) -> Any:

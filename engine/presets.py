@@ -38,6 +38,7 @@ class DiTConfig:
     cross_modal: bool = True
     use_vlm: bool = True
     tag: bool = True
+    place: bool = True
     layout: str = "stream"  # "stream", or "concat": reference tokens join the video sequence
 
 

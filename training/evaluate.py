@@ -27,8 +27,9 @@ The method, with each choice and its reason:
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -43,9 +44,11 @@ from engine.pipeline import Engine
 from engine.spec import Guidance, Reference, Spec
 from training import measure
 from training.measure import Floats, Instruments, Score
-from training.world.clip import Clip, sample_clip
+from training.world.caption import Caption
+from training.world.clip import Clip, sample_clip, sample_script
 from training.world.identity import FACTOR_NAMES
 from training.world.render import render_clip
+from training.world.scene import Scene
 
 Generate = Callable[[Sequence[Clip], Sequence[int]], NDArray[np.uint8]]
 """(clips, one seed for each) -> frames uint8 [N, T, H, W, 3]; sees nothing of a clip but its
@@ -67,10 +70,10 @@ class Case:
     stranger_S: Floats
 
 
-def tells_places(clip: Clip) -> bool:
+def tells_places(scene: Scene, words: Caption) -> bool:
     """Whether the caption says where each character is; one alone is always where it should be."""
-    subjects = len(clip.scene.cast)
-    return subjects == 1 or len(_PLACE.findall(clip.caption.text)) == subjects
+    subjects = len(scene.cast)
+    return subjects == 1 or len(_PLACE.findall(words.text)) == subjects
 
 
 def sample_clips(
@@ -81,21 +84,13 @@ def sample_clips(
     still: one frame of each, which says nothing about motion.
     """
 
-    def clips() -> Iterator[Clip]:
-        seed = first_seed
-        while True:
-            yield sample_clip(
-                seed, split="heldout", num_subjects=num_subjects, style="names", still=still
-            )
-            seed += 1
-
-    kept: list[Clip] = []
-    for clip in clips():
-        if len(kept) == num:
-            break
-        if tells_places(clip):
-            kept.append(clip)
-    return kept
+    asked: dict[str, Any] = {"split": "heldout", "num_subjects": num_subjects, "style": "names"}
+    seeds = (
+        seed
+        for seed in itertools.count(first_seed)
+        if tells_places(*sample_script(seed, **asked)[:2])
+    )
+    return [sample_clip(seed, still=still, **asked) for seed in itertools.islice(seeds, num)]
 
 
 def prepare(clips: Sequence[Clip], tools: Instruments) -> list[Case]:

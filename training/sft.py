@@ -8,18 +8,17 @@ Legend: B batch, C channels, F H W latents, S subjects, T frames or text tokens,
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from engine import checkpoint
-from engine.dit import SubjectInputs, WanDiT
+from engine import checkpoint, upstream
+from engine.dit import STREAM_PARAMETERS, SubjectInputs, WanDiT
 from engine.pipeline import Engine
 from engine.presets import MINIATURE, Preset
 from training import dist, lora, losses
@@ -31,7 +30,6 @@ from training.loop import run as run_loop
 from training.sheets import generate, sheet
 
 SHEET_CASES = 8
-SHIPPED = Path("models/miniature")
 
 
 @dataclass(frozen=True)
@@ -68,9 +66,9 @@ class DataConfig:
 class SftConfig:
     """region_gain: weight of errors in subjects' boxes. shift: of the training times.
     draws: times and noises for each clip of a batch, which share its conditions' K and V.
-
-    base: weights to start from, None for fresh ones. use_vlm_tokens: False trains without them
-    though the model could read them (they may come later). lora: rank of adapters, 0: all weights.
+    base: weights to start from, with the identity stream or without; None for fresh ones.
+    use_vlm_tokens: False trains without them though the model could read them (they may come
+    later). lora: rank of adapters, 0: all weights.
     fsdp: parameters in slices over the processes instead of whole in each.
     """
 
@@ -127,7 +125,8 @@ def velocity_loss(
     batch, weight_BFHW = moved(batch, config.loop.device), weight_BFHW.to(config.loop.device)
     x0_BCFHW = batch.x0_BCFHW.repeat_interleave(config.draws, dim=0)
     x_BCFHW, t_B, target_BCFHW = losses.noised(x0_BCFHW, config.shift)
-    v_BCFHW = velocity(x_BCFHW, t_B, batch.text_BTM, subject_inputs(batch))
+    subjects = subject_inputs(batch) if config.preset.dit.subject_layers else None
+    v_BCFHW = velocity(x_BCFHW, t_B, batch.text_BTM, subjects)
     weight_BFHW = weight_BFHW.repeat_interleave(config.draws, dim=0)
     loss_B = losses.flow_matching(v_BCFHW, target_BCFHW, weight_BFHW)
     return {"loss": loss_B.mean(), **losses.by_time(loss_B.detach(), t_B)}
@@ -143,10 +142,23 @@ def build(config: SftConfig) -> WanDiT:
     torch.manual_seed(config.loop.seed)
     dit = WanDiT(config.preset.dit)
     if config.base is not None:
-        checkpoint.load_strict(dit, config.base)
+        load_start(dit, config.base)
     if config.lora:
         lora.add(dit, config.lora)
     return dit
+
+
+def load_start(dit: WanDiT, path: Path) -> None:
+    """A whole model; or a base without any identity stream, which then starts silent.
+
+    Raises:
+        CheckpointError: naming the keys that are missing, unknown or of another shape.
+    """
+    tensors = checkpoint.read_tensors(path)
+    if any(name.startswith(STREAM_PARAMETERS) for name in tensors):
+        checkpoint.load_strict(dit, tensors, path.name)
+    else:
+        upstream.load_base(dit, tensors, path.name)
 
 
 def train(config: SftConfig, folder: Path | None = None) -> Outcome:
@@ -260,117 +272,3 @@ def run_config(
 
 def _train_quietly(config: SftConfig, folder: Path | None) -> None:
     train(config, folder)
-
-
-# What the shards are made with, and the recipe (and its run's folder) that makes it.
-ENCODER_FILES = {
-    "vae.safetensors": "miniature_vae",
-    "text.safetensors": "text",
-    "text_tokenizer.json": "text",
-    "vlm.safetensors": "vlm",
-    "vlm_tokenizer.json": "vlm",
-}
-
-
-def gather_encoders(runs: Path, target: Path) -> None:
-    """Copies the exported encoders, once: a later export changes nothing here.
-
-    Each comes from its run, or where that has not been run here from the shipped model.
-
-    Raises:
-        FileNotFoundError: an encoder has not been trained; the message names its recipe.
-    """
-    target.mkdir(parents=True, exist_ok=True)
-    for name, run_name in ENCODER_FILES.items():
-        if (target / name).exists():
-            continue
-        source = runs / run_name / name
-        if not source.exists() and (SHIPPED / name).exists():
-            source = SHIPPED / name
-        if not source.exists():
-            recipe = f"miniature_{run_name.removeprefix('miniature_')}"
-            raise FileNotFoundError(f"{source} is missing: run `troupe train {recipe}` first")
-        shutil.copyfile(source, target / name)
-
-
-def miniature() -> SftConfig:
-    """The miniature's numbers, for two cores: full size, from the weights of `miniature_small`."""
-    runs = Path("runs")
-    return SftConfig(
-        loop=LoopConfig(
-            "miniature_sft",
-            minutes=180,
-            lr=1e-3,
-            muon_lr=0.006,
-            warmup=50,
-            ema=0.997,
-            save_every_s=120,
-            sheet_every=250,
-            log_every=20,
-        ),
-        data=DataConfig(
-            runs / "shards", runs / "encoders", plan=((0, 16),), batch_size=16, mixed=True
-        ),
-        base=runs / "miniature_sft_small" / "dit.safetensors",
-        compile=True,
-        num_processes=2,
-    )
-
-
-def miniature_small() -> SftConfig:
-    """The same model at half the size in x and y, where it learns who does what: a step costs a
-    fifth, and roles, motions and colours are all there (as Wan was made, small pictures first)."""
-    config = miniature()
-    loop = replace(
-        config.loop,
-        name="miniature_sft_small",
-        minutes=43,
-        lr=1.5e-3,
-        muon_lr=0.01,
-        decay_fraction=0.08,
-        sheet_every=500,
-    )
-    data = replace(
-        config.data,
-        shards=Path("runs/shards_small"),
-        plan=((0, 4), (200, 12), (500, 24)),
-        batch_size=32,
-        height=32,
-        width=48,
-        reference_size=32,
-    )
-    return replace(config, loop=loop, data=data, base=None, use_vlm_tokens=False)
-
-
-def run_shards() -> None:
-    """Recipe `miniature_shards`: only the shards, in two processes."""
-    gather_encoders(Path("runs"), Path("runs/encoders"))
-    config = miniature()
-    most = max(num for _, num in config.data.plan)
-    dist.launch(partial(precompute_part, config, most), config.num_processes)
-
-
-def run_small() -> None:
-    """Recipe `miniature_sft_small`: half size, without VLM tokens; export at its run's folder."""
-    gather_encoders(Path("runs"), Path("runs/encoders"))
-    run_config(miniature_small())
-
-
-def run() -> None:
-    """Recipe `miniature_sft`: shards, then training; export at runs/miniature_sft.
-
-    Starts from what `miniature_sft_small` left, or else from the shipped transformer.
-    """
-    gather_encoders(Path("runs"), Path("runs/encoders"))
-    config = miniature()
-    assert config.base is not None
-    base = config.base if config.base.exists() else SHIPPED / "dit.safetensors"
-    run_config(replace(config, base=base))
-
-
-def run_lora() -> None:
-    """Recipe `miniature_lora`: adapters of rank 8 on the trained miniature."""
-    config = miniature()
-    loop = replace(config.loop, name="miniature_lora", minutes=10.0, muon_lr=None, lr=5e-4)
-    base = Path("runs/miniature_sft/dit.safetensors")
-    run_config(replace(config, loop=loop, base=base, lora=8))

@@ -19,11 +19,12 @@ from training.convnet import save
 from training.detector import Detector
 from training.identity import IdentityEncoder
 from training.loop import LoopConfig
+from training.world.identity import FACTOR_NAMES
 from training.world.oracle import Oracle
 
 
-def result(arm: str, seed: int, reached: float, swaps: float = 0.1) -> dict[str, Any]:
-    figures = dict.fromkeys(ablation.MEASURES, 0.5) | {"reached": reached, "swaps": swaps}
+def result(arm: str, seed: int, reached: float) -> dict[str, Any]:
+    figures = dict.fromkeys(ablation.MEASURES, 0.5) | {"reached": reached}
     kinds = {kind: dict(figures) for kind in ablation.KINDS}
     return {"arm": arm, "seed": seed, "steps": 10, "minutes": 1.0, "kinds": kinds}
 
@@ -31,7 +32,7 @@ def result(arm: str, seed: int, reached: float, swaps: float = 0.1) -> dict[str,
 @pytest.mark.parametrize("arm", ablation.ARMS)
 def test_each_arm_is_a_model_of_its_own(arm: str) -> None:
     study = ablation.Study(Path("x"), steps=7, seeds=1)
-    config = ablation.arm_config(ablation.study_base("small"), study, arm, seed=3)
+    config = ablation.arm_config(ablation.study_base("still"), study, arm, seed=3)
     assert config.loop.steps == 7 and config.loop.minutes is None and config.loop.seed == 3
     with torch.device("meta"):
         names = {n for n, _ in WanDiT(config.preset.dit).named_parameters()}
@@ -42,9 +43,14 @@ def test_each_arm_is_a_model_of_its_own(arm: str) -> None:
 
 @pytest.mark.parametrize("kind", ablation.KINDS)
 def test_hard_scenes_are_hard(kind: str) -> None:
-    clips = ablation.hard_clips(kind, 2)
-    counts = {len(clip.scene.cast) for clip in clips}
-    assert counts == {{"twins": 2, "occlusion": 3, "three": 3, "four": 4}[kind]}
+    clips = ablation.hard_clips(kind, 2, still=True)
+    assert {len(clip.scene.cast) for clip in clips} == {ablation.KINDS[kind]}
+    assert all(len(clip.frames) == 1 for clip in clips)
+    if kind == "detail":
+        for clip in clips:
+            one, other = (role.identity for role in clip.scene.cast)
+            differing = {n for n in FACTOR_NAMES if getattr(one, n) != getattr(other, n)}
+            assert differing and differing <= {"eyes", "mouth", "accessory", "accessory_color"}
     if kind == "twins":
         from training.evaluate import has_twins
 
@@ -53,23 +59,42 @@ def test_hard_scenes_are_hard(kind: str) -> None:
         assert all(clip.visibility.min() < ablation.HIDDEN for clip in clips)
 
 
+def test_videos_can_be_hard_too() -> None:
+    (clip,) = ablation.hard_clips("occlusion", 1)
+    assert len(clip.frames) == 17 and (clip.visibility < ablation.HIDDEN).sum(axis=1).max() >= 2
+
+
 def test_an_arm_that_was_measured_is_not_repeated(tmp_path: Path) -> None:
     known = result("full", 0, 0.4)
-    folder = tmp_path / "full" / "0"
+    study, base = ablation.Study(tmp_path), ablation.study_base("still")
+    folder = ablation.study_folder(base, study) / "full" / "0"
     folder.mkdir(parents=True)
     (folder / "result.json").write_text(json.dumps(known))
-    study = ablation.Study(tmp_path)
-    assert ablation.run_arm(ablation.study_base("small"), study, "full", 0) == known
+    assert ablation.run_arm(base, study, "full", 0) == known
 
 
-def test_the_report_has_means_spreads_and_paired_differences(tmp_path: Path) -> None:
-    results = [result("full", 0, 0.5), result("full", 1, 0.7)]
-    results += [result("no tag", 0, 0.4), result("no tag", 1, 0.6)]
-    ablation.write_report(results, ablation.Study(tmp_path), tmp_path)
-    text = (tmp_path / "ablation.md").read_text()
-    assert "0.600 ± 0.141" in text and "0.500 ± 0.141" in text
-    assert "| no tag | -0.100" in text
-    assert (tmp_path / "ablation.png").read_bytes()[:4] == b"\x89PNG"
+def test_another_budget_or_size_is_another_study(tmp_path: Path) -> None:
+    study, base = ablation.Study(tmp_path), ablation.study_base("still")
+    others = [
+        ablation.study_folder(base, replace(study, steps=7)),
+        ablation.study_folder(base, replace(study, batch_size=5)),
+        ablation.study_folder(base, replace(study, cases=5)),
+        ablation.study_folder(ablation.study_base("small"), study),
+        ablation.study_folder(replace(base, draws=1), study),
+    ]
+    here = ablation.study_folder(base, study)
+    assert len({here, *others}) == 6
+    assert here == ablation.study_folder(ablation.study_base("still"), replace(study, seeds=9))
+
+
+def test_the_report_tells_all_that_was_measured_in_this_study(tmp_path: Path) -> None:
+    study, base = ablation.Study(tmp_path), ablation.study_base("still")
+    for arm, seed in (("no tag", 0), ("full", 1), ("full", 0)):
+        folder = ablation.study_folder(base, study) / ablation.slug(arm) / str(seed)
+        folder.mkdir(parents=True)
+        (folder / "result.json").write_text(json.dumps(result(arm, seed, 0.4)))
+    found = [(each["arm"], each["seed"]) for each in ablation.known_results(base, study)]
+    assert found == [("full", 0), ("no tag", 0), ("full", 1)]
 
 
 def test_an_unknown_arm_is_told(capsys: pytest.CaptureFixture[str]) -> None:
@@ -98,10 +123,13 @@ def test_generating_at_half_size_gives_frames_of_the_clips_size() -> None:
     assert (frames == 90).all()
 
 
-def test_all_arms_share_fresh_weights_and_vlm_tokens() -> None:
-    for size in ("small", "full"):
-        base = ablation.study_base(size)
-        assert base.base is None and base.use_vlm_tokens and len(base.data.plan) == 1
+def test_all_arms_begin_alike_and_their_beginning_has_seen_no_reference() -> None:
+    for size in ablation.SIZES:
+        base, study = ablation.study_base(size), ablation.Study(Path("x"))
+        assert base.use_vlm_tokens and len(base.data.plan) == 1
+        starts = {ablation.arm_config(base, study, arm, 0).base for arm in ablation.ARMS}
+        assert starts == {ablation.study_folder(base, study) / "plain" / "dit.safetensors"}
+        assert ablation.plain_config(base, study).preset.dit.subject_layers == 0
 
 
 @pytest.fixture
@@ -117,7 +145,7 @@ def test_a_small_study_end_to_end(
 ) -> None:
     data = sft.DataConfig(
         tmp_path / "shards", encoder_folder, plan=((0, 1),), rows=4, batch_size=2,
-        height=32, width=48, reference_size=32,
+        height=32, width=48, reference_size=32, still=True,
     )  # fmt: skip
     loop = LoopConfig("study", steps=1, sheet_every=0)
     base = sft.SftConfig(loop, data, small_preset)
@@ -125,8 +153,11 @@ def test_a_small_study_end_to_end(
         tmp_path / "runs", steps=1, seeds=1, cases=2, sampler_steps=1, batch_size=2,
         instruments=instruments,
     )  # fmt: skip
-    ablation.run_study(base, study, ["full", "no VLM tokens"], tmp_path / "docs")
+    ablation.run_study(base, study, ["full"], tmp_path / "docs")
+    ablation.run_study(base, study, ["no VLM tokens"], tmp_path / "docs")
     for arm in ("full", "no-vlm-tokens"):
-        found = json.loads((tmp_path / "runs" / arm / "0" / "result.json").read_text())
-        assert found["steps"] == 1 and found["kinds"].keys() == set(ablation.KINDS)
-    assert "no VLM tokens" in (tmp_path / "docs" / "ablation.md").read_text()
+        folder = ablation.study_folder(base, study) / arm / "0"
+        found = json.loads((folder / "result.json").read_text())
+        assert found["steps"] == 1 and found["kinds"].keys() == ablation.KINDS.keys()
+    report = (tmp_path / "docs" / "ablation.md").read_text()
+    assert "| full |" in report and "| no VLM tokens |" in report and "stills" in report

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from engine.dit import WanDiT
+from engine.errors import CheckpointError
 from engine.presets import Preset
 from training import dist, sft
 from training.data.loader import Loader
@@ -80,6 +81,30 @@ def test_stills_come_first_and_the_videos_go_on(
     base = tmp_path / "first" / "dit.safetensors"
     after = sft.train(replace(config, base=base, draws=2), tmp_path / "second")
     assert after.finished
+
+
+def test_a_base_without_the_stream_starts_as_plain_wan(
+    config: sft.SftConfig, tmp_path: Path
+) -> None:
+    """As published Wan weights do: every one of them is loaded, the stream is silent."""
+    plain = replace(config.preset.dit, subject_layers=0)
+    torch.manual_seed(9)
+    base = WanDiT(plain)
+    torch.nn.init.normal_(base.head.head.weight)
+    save_file(base.state_dict(), tmp_path / "base.safetensors")
+    table = Table(config.data.folder())
+    batch = Loader(table, 2, ((0, 2),)).batch(0)
+    dit = sft.build(replace(config, base=tmp_path / "base.safetensors"))
+    t_B = torch.tensor([0.3, 0.8])
+    with torch.no_grad():
+        want = base(batch.x0_BCFHW, t_B, batch.text_BTM)
+        got = dit(batch.x0_BCFHW, t_B, batch.text_BTM, sft.subject_inputs(batch))
+    assert want.abs().max() > 0 and torch.equal(got, want)
+    tensors = base.state_dict()
+    del tensors["head.head.bias"]
+    save_file(tensors, tmp_path / "base.safetensors")
+    with pytest.raises(CheckpointError, match="lacks head.head.bias"):
+        sft.build(replace(config, base=tmp_path / "base.safetensors"))
 
 
 def test_stopped_and_continued_is_bit_equal(config: sft.SftConfig, tmp_path: Path) -> None:

@@ -49,12 +49,7 @@ def sample_clip(
     """
     if reference not in ("cross", "same"):
         raise ValueError(f"reference={reference!r}: must be 'cross' or 'same'")
-    if split not in ("train", "heldout"):
-        raise ValueError(f"split={split!r}: must be 'train' or 'heldout'")
-    rng = np.random.default_rng((seed, split == "heldout", 11))
-    num = num_subjects or int(rng.choice(4, p=NUM_SUBJECTS_P)) + 1
-    scene = sample_scene(rng, num, split=split, twins=twins)
-    words = caption(scene, rng, style)
+    scene, words, rng = sample_script(seed, split, num_subjects, style, twins)
     moment = int(np.random.default_rng((seed, 13)).integers(num_frames)) if still else None
     shown = slice(None) if moment is None else slice(moment, moment + 1)
     return Clip(
@@ -65,6 +60,25 @@ def sample_clip(
         boxes=scene.boxes(num_frames, height, width)[:, shown],
         visibility=scene.visibility(num_frames, height, width)[:, shown],
     )
+
+
+def sample_script(
+    seed: int,
+    split: str = "train",
+    num_subjects: int | None = None,
+    style: str | None = None,
+    twins: bool | None = None,
+) -> tuple[Scene, Caption, np.random.Generator]:
+    """Who, where and in which words, of clip number `seed`; and the generator for what follows.
+
+    A hundredth of the time of `sample_clip`, for whoever looks for clips of a kind.
+    """
+    if split not in ("train", "heldout"):
+        raise ValueError(f"split={split!r}: must be 'train' or 'heldout'")
+    rng = np.random.default_rng((seed, split == "heldout", 11))
+    num = num_subjects or int(rng.choice(4, p=NUM_SUBJECTS_P)) + 1
+    scene = sample_scene(rng, num, split=split, twins=twins)
+    return scene, caption(scene, rng, style), rng
 
 
 def references_of(

@@ -1,0 +1,167 @@
+"""The miniature's generator: four recipes, each beginning with what the one before has left.
+
+    miniature_sft_small   clips of half the size    what the words say: places, motions, light
+    miniature_sft_still   single frames, full size  who is who: the references, in their roles
+    miniature_sft         clips at full size        both, in motion
+    miniature_lora        adapters on the result
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from training import dist
+from training.loop import LoopConfig
+from training.sft import DataConfig, SftConfig, precompute_part, run_config
+
+SHIPPED = Path("models/miniature")
+
+# What the shards are made with, and the recipe (and its run's folder) that makes it.
+ENCODER_FILES = {
+    "vae.safetensors": "miniature_vae",
+    "text.safetensors": "text",
+    "text_tokenizer.json": "text",
+    "vlm.safetensors": "vlm",
+    "vlm_tokenizer.json": "vlm",
+}
+
+
+def gather_encoders(runs: Path, target: Path) -> None:
+    """Copies the exported encoders, once: a later export changes nothing here.
+
+    Each comes from its run, or where that has not been run here from the shipped model.
+
+    Raises:
+        FileNotFoundError: an encoder has not been trained; the message names its recipe.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    for name, run_name in ENCODER_FILES.items():
+        if (target / name).exists():
+            continue
+        source = runs / run_name / name
+        if not source.exists() and (SHIPPED / name).exists():
+            source = SHIPPED / name
+        if not source.exists():
+            recipe = f"miniature_{run_name.removeprefix('miniature_')}"
+            raise FileNotFoundError(f"{source} is missing: run `troupe train {recipe}` first")
+        shutil.copyfile(source, target / name)
+
+
+def miniature() -> SftConfig:
+    """The miniature's numbers, for two cores: full size, from the weights of `miniature_still`."""
+    runs = Path("runs")
+    return SftConfig(
+        loop=LoopConfig(
+            "miniature_sft",
+            minutes=180,
+            lr=1e-3,
+            muon_lr=0.006,
+            warmup=50,
+            ema=0.997,
+            save_every_s=120,
+            sheet_every=250,
+            log_every=20,
+        ),
+        data=DataConfig(
+            runs / "shards", runs / "encoders", plan=((0, 16),), batch_size=16, mixed=True
+        ),
+        base=runs / "miniature_sft_still" / "dit.safetensors",
+        compile=True,
+        num_processes=2,
+    )
+
+
+def miniature_still() -> SftConfig:
+    """Who is who, on single frames at full size: a still costs a tenth of a clip, so here the model
+    learns to draw the characters of its references in their roles. Several noises share a clip's
+    conditions; times lean to noise, where the references decide most (docs/training.md)."""
+    config = miniature()
+    loop = replace(config.loop, name="miniature_sft_still", minutes=120, lr=1.5e-3, muon_lr=0.01)
+    data = replace(
+        config.data,
+        shards=Path("runs/shards_still"),
+        plan=((0, 8), (60, 32)),
+        mixed=False,
+        alike=config.num_processes,
+        still=True,
+    )
+    return replace(
+        config,
+        loop=loop,
+        data=data,
+        base=Path("runs/miniature_sft_small/dit.safetensors"),
+        use_vlm_tokens=False,
+        draws=4,
+        shift=2.0,
+    )
+
+
+def miniature_small() -> SftConfig:
+    """The same model at half the size in x and y, where it learns what the words say: places,
+    motions, light. A step costs a fifth (as Wan was made, small pictures first)."""
+    config = miniature()
+    loop = replace(
+        config.loop,
+        name="miniature_sft_small",
+        minutes=43,
+        lr=1.5e-3,
+        muon_lr=0.01,
+        decay_fraction=0.08,
+        sheet_every=500,
+    )
+    data = replace(
+        config.data,
+        shards=Path("runs/shards_small"),
+        plan=((0, 4), (200, 12), (500, 24)),
+        batch_size=32,
+        height=32,
+        width=48,
+        reference_size=32,
+    )
+    return replace(config, loop=loop, data=data, base=None, use_vlm_tokens=False)
+
+
+def run_shards() -> None:
+    """Recipe `miniature_shards`: only the shards, in two processes."""
+    gather_encoders(Path("runs"), Path("runs/encoders"))
+    config = miniature()
+    most = max(num for _, num in config.data.plan)
+    dist.launch(partial(precompute_part, config, most), config.num_processes)
+
+
+def run_small() -> None:
+    """Recipe `miniature_sft_small`: half size, without VLM tokens; export at its run's folder."""
+    gather_encoders(Path("runs"), Path("runs/encoders"))
+    run_config(miniature_small())
+
+
+def run_still() -> None:
+    """Recipe `miniature_sft_still`: single frames, from what `miniature_sft_small` left."""
+    gather_encoders(Path("runs"), Path("runs/encoders"))
+    run_config(_from_shipped(miniature_still()))
+
+
+def run() -> None:
+    """Recipe `miniature_sft`: the videos at full size; export at runs/miniature_sft.
+
+    Starts from what `miniature_sft_still` left, or else from the shipped transformer.
+    """
+    gather_encoders(Path("runs"), Path("runs/encoders"))
+    run_config(_from_shipped(miniature()))
+
+
+def _from_shipped(config: SftConfig) -> SftConfig:
+    """Where the run before has not been made here, the shipped transformer takes its place."""
+    assert config.base is not None
+    return config if config.base.exists() else replace(config, base=SHIPPED / "dit.safetensors")
+
+
+def run_lora() -> None:
+    """Recipe `miniature_lora`: adapters of rank 8 on the trained miniature."""
+    config = miniature()
+    loop = replace(config.loop, name="miniature_lora", minutes=10.0, muon_lr=None, lr=5e-4)
+    base = Path("runs/miniature_sft/dit.safetensors")
+    run_config(replace(config, loop=loop, base=base, lora=8))
