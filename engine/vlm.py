@@ -176,7 +176,7 @@ class VLM:
     @torch.no_grad()
     def tokens(self, text: str, pictures: Sequence[Picture], names: Sequence[str] = ()) -> Tensor:
         """Last hidden states of the user turn, [V, D]: the prompt's tokens, then the pictures'."""
-        words = content(self._cut(text, len(pictures)), names, len(pictures))
+        words = content(self.cut(text, len(pictures)), names, len(pictures))
         turn = f"<|im_start|>user\n {words}<|im_end|>"
         hidden_BVD: Tensor = self.model.model(**self._inputs(turn, pictures)).last_hidden_state
         return hidden_BVD[0].float()
@@ -204,7 +204,7 @@ class VLM:
         inputs = self.processor(text=[turn], images=images, return_tensors="pt")
         return dict(inputs.to(self.model.device))
 
-    def _cut(self, text: str, num_pictures: int) -> str:
+    def cut(self, text: str, num_pictures: int) -> str:
         """The text without the tail for which vlm_len has no room beside the pictures."""
         cell = self.config.patch_size * self.config.merge_size
         room = self.config.vlm_len - 8 - num_pictures * ((64 // cell) ** 2 + 10)

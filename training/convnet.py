@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.errors import CheckpointError
+from training.loop import LoopConfig
 
 Net = TypeVar("Net", bound=nn.Module)
 
@@ -69,3 +70,17 @@ def load(net: Net, path: Path) -> Net:
     net.load_state_dict(kept)
     net.eval().requires_grad_(False)
     return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def loop_of(name: str, steps: int) -> LoopConfig:
+    """How the measuring instruments are trained: all three alike."""
+    return LoopConfig(
+        name,
+        steps=steps,
+        lr=2e-3,
+        muon_lr=0.02,
+        sheet_every=400,
+        ema=0.995,
+        warmup=50,
+        decay_fraction=0.35,
+    )

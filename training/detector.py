@@ -18,10 +18,9 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.convnet import ResidualBlock, load, save
+from training.convnet import ResidualBlock, load, loop_of, save
 from training.crops import to_unit, wear
 from training.gallery import HEIGHT, WIDTH, Gallery
-from training.loop import LoopConfig
 from training.loop import run as train
 from training.world.backgrounds import paint_background
 
@@ -253,16 +252,7 @@ def load_detector(path: Path) -> Detector:
 
 def train_detector(gallery: Gallery, held_out: Gallery, folder: Path, steps: int = 240) -> None:
     """Writes folder/detector.safetensors; sheets and curves under folder/detector/."""
-    config = LoopConfig(
-        "detector",
-        steps=steps,
-        lr=2e-3,
-        muon_lr=0.02,
-        sheet_every=400,
-        ema=0.995,
-        warmup=50,
-        decay_fraction=0.35,
-    )
+    config = loop_of("detector", steps)
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         worn = examine(model, held_out, worn=True)  # type: ignore[arg-type]

@@ -19,10 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from training import detector
-from training.convnet import Trunk, load, save
+from training.convnet import Trunk, load, loop_of, save
 from training.crops import CROP, cut, jitter, occlude, to_unit, wear
 from training.gallery import SIZES, SLACK, VIEW, Gallery, load_or_build, many_values
-from training.loop import LoopConfig
 from training.loop import run as train
 from training.world import oracle
 
@@ -204,16 +203,7 @@ def train_encoder(gallery: Gallery, held_out: Gallery, steps: int = 400) -> None
     trainer = Trainer(gallery.factors_IF)
     begun = oracle.load_oracle(FOLDER / "oracle.safetensors").factors.trunk
     trainer.encoder.trunk.load_state_dict(begun.state_dict())
-    config = LoopConfig(
-        "identity",
-        steps=steps,
-        lr=2e-3,
-        muon_lr=0.02,
-        sheet_every=400,
-        ema=0.995,
-        warmup=50,
-        decay_fraction=0.35,
-    )
+    config = loop_of("identity", steps)
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         worn = examine(_encoder(model), held_out, worn=True)

@@ -23,8 +23,8 @@ from engine.encodings import Encoders
 from engine.presets import Preset
 from engine.text import TextEncoder
 from engine.vae import VAE, to_pixels
-from engine.vlm import VLM, content
-from training import vae_whole
+from engine.vlm import VLM
+from training import vae_whole, vlm_batch
 from training.data.shards import COLUMNS, ShardFolder
 from training.world.clip import Clip
 
@@ -168,24 +168,15 @@ def encode_vlm(clips: Sequence[Clip], sources: Sources) -> dict[str, Tensor]:
     """vlm [B, V, M] bf16, num_vlm [B]."""
     vlm = sources.encoders.vlm
     assert vlm is not None
-    rows = vlm_tokens(vlm, clips)
-    vlm_BVM = torch.stack([_padded(row, sources.vlm_len) for row in rows]).bfloat16()
-    return {"vlm": vlm_BVM, "num_vlm": torch.tensor([len(row) for row in rows])}
-
-
-@torch.no_grad()
-def vlm_tokens(vlm: VLM, clips: Sequence[Clip]) -> list[Tensor]:
-    """`VLM.tokens` of many clips in one forward, each [V, M]; padding stands on the left."""
-    turns, pictures = [], []
-    for clip in clips:
-        num, names = len(clip.references), clip.caption.names
-        words = content(vlm._cut(clip.caption.text, num), names, num)
-        turns.append(f"<|im_start|>user\n {words}<|im_end|>")
-        pictures += list(clip.references)
-    inputs = vlm.processor(text=turns, images=pictures, padding=True, return_tensors="pt")
-    hidden_BVM = vlm.model.model(**inputs).last_hidden_state.float()
-    real_BV = inputs["attention_mask"].bool()
-    return [hidden_VM[real_V] for hidden_VM, real_V in zip(hidden_BVM, real_BV, strict=True)]
+    rows = [
+        (vlm.cut(clip.caption.text, len(clip.references)), clip.references, clip.caption.names)
+        for clip in clips
+    ]
+    with torch.no_grad():
+        tokens_BVM, real_BV = vlm_batch.tokens_batch(vlm.model, vlm.tokenizer, vlm.config, rows)
+    rows_real = zip(tokens_BVM, real_BV, strict=True)
+    kept = [_padded(row_VM[real_V], sources.vlm_len) for row_VM, real_V in rows_real]
+    return {"vlm": torch.stack(kept).bfloat16(), "num_vlm": real_BV.sum(1)}
 
 
 def _padded(x: Tensor, length: int) -> Tensor:

@@ -19,10 +19,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.convnet import ResidualBlock, Trunk, load, save
+from training.convnet import ResidualBlock, Trunk, load, loop_of, save
 from training.crops import CROP, cut, jitter, occlude, to_unit, wear
 from training.gallery import SIZES, SLACK, VIEW, Gallery
-from training.loop import LoopConfig
 from training.loop import run as train
 from training.world.identity import FACTOR_NAMES, Identity
 from training.world.scene import BACKGROUNDS, LIGHTS, MOTIONS
@@ -316,16 +315,7 @@ def load_oracle(path: Path) -> Oracle:
 
 def train_oracle(gallery: Gallery, held_out: Gallery, folder: Path, steps: int = 560) -> None:
     """Writes folder/oracle.safetensors; sheets and curves under folder/oracle/."""
-    config = LoopConfig(
-        "oracle",
-        steps=steps,
-        lr=2e-3,
-        muon_lr=0.02,
-        sheet_every=400,
-        ema=0.995,
-        warmup=50,
-        decay_fraction=0.35,
-    )
+    config = loop_of("oracle", steps)
     train(
         config,
         Oracle(),
