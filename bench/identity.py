@@ -3,7 +3,8 @@
 `subjects.{1,2,3}.{similarity, upper, lower, reached, worst, swaps, missing, motion, background, …}`
 over held-out identities and prompts; what each figure means is told in `training.evaluate`.
 Progress goes to stderr. `--control truth|exchange|strangers|blank` measures known clips instead of
-a model: what the instruments themselves are worth.
+a model: what the instruments themselves are worth. `--dit runs/NAME/dit.safetensors --still` is a
+quick look at a training: its transformer among the model's other parts, on single frames.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from engine.checkpoint import load_strict
 from engine.errors import TroupeError
 from engine.pipeline import Engine
 from training import evaluate
@@ -59,6 +61,8 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--subjects", default="1,2,3", help="numbers of subjects (1,2,3)")
     parser.add_argument("--steps", type=int, default=None, help="denoising steps (the model's own)")
     parser.add_argument("--model", type=Path, default=Path("models/miniature"))
+    parser.add_argument("--dit", type=Path, help="another transformer than the model's own")
+    parser.add_argument("--still", action="store_true", help="single frames, no motion")
     parser.add_argument("--instruments", type=Path, default=None, help="folder (the model's)")
     parser.add_argument("--control", choices=sorted(evaluate.CONTROLS))
     parser.add_argument("--batch", type=int, default=evaluate.BATCH, help="clips at once (16)")
@@ -96,7 +100,7 @@ class Bench:
     def cases(self, num_subjects: int) -> list[evaluate.Case]:
         """All cases of a number of subjects, measured at the truth once."""
         if num_subjects not in self.prepared:
-            clips = evaluate.sample_clips(self.asked.cases, num_subjects)
+            clips = evaluate.sample_clips(self.asked.cases, num_subjects, still=self.asked.still)
             self.prepared[num_subjects] = evaluate.prepare(clips, self.tools)
         return self.prepared[num_subjects]
 
@@ -126,7 +130,8 @@ def measure(asked: argparse.Namespace, console: Console) -> dict[str, Any]:
         "subjects": tables,
         "cases": asked.cases,
         "seeds": asked.seeds,
-        "model": asked.control or str(asked.model),
+        "model": asked.control or str(asked.dit or asked.model),
+        "still": asked.still,
         "steps": asked.steps,
         "seconds": round(time.monotonic() - begun, 1),
     }
@@ -171,7 +176,10 @@ def _in_order(done: Sequence[Done], num_subjects: int, seed: int) -> list[Score]
 def _generator(asked: argparse.Namespace) -> evaluate.Generate:
     if asked.control:
         return evaluate.CONTROLS[asked.control]
-    return evaluate.from_engine(Engine.load(asked.model), steps=asked.steps, bf16=asked.bf16)
+    engine = Engine.load(asked.model)
+    if asked.dit:
+        load_strict(engine.dit, asked.dit)
+    return evaluate.from_engine(engine, steps=asked.steps, bf16=asked.bf16)
 
 
 def _draw(path: Path, bench: Bench, done: Sequence[Done], rows: int = 5) -> None:

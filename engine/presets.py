@@ -8,7 +8,7 @@ Sources: Wan2.1 `wan/configs/wan_t2v_1_3B.py`, `wan_t2v_14B.py`, `shared_config.
 section A.1 (identity stream in the first 20 layers, Qwen2.5-VL-7B).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -302,40 +302,14 @@ WAN_1_3B = Preset(
     reference_height=0,
 )
 
-WAN_14B = Preset(
+WAN_14B = replace(
+    WAN_1_3B,
     name="wan-14b",
     # Full-width stages 1 and 2 would add 6-7 B parameters here; a quarter of the width does not.
-    dit=DiTConfig(
-        latent_dim=16,
-        patch=(1, 2, 2),
-        dim=5120,
-        ffn_dim=13824,
-        freq_dim=256,
-        text_dim=4096,
-        text_len=512,
-        num_heads=40,
-        num_layers=40,
-        vlm_dim=3584,
-        subject_layers=20,
-        subject_dim=1280,
-        subject_ffn_dim=0,
-        max_subjects=4,
+    dit=replace(
+        WAN_1_3B.dit, dim=5120, ffn_dim=13824, num_heads=40, num_layers=40, subject_dim=1280
     ),
-    vae=_WAN_VAE,
-    text=_UMT5_XXL,
-    vlm=_QWEN_2_5_VL_7B,
-    limits=Limits(
-        size_multiple=16,
-        min_side=256,
-        max_side=1280,
-        max_pixels=1280 * 720,
-        min_frames=5,
-        max_frames=121,
-        max_subjects=4,
-    ),
-    defaults=_WAN_DEFAULTS,
-    reference_width=0,
-    reference_height=0,
+    limits=replace(WAN_1_3B.limits, max_side=1280, max_pixels=1280 * 720),
 )
 
 PRESETS: dict[str, Preset] = {preset.name: preset for preset in (MINIATURE, WAN_1_3B, WAN_14B)}

@@ -66,6 +66,20 @@ def test_a_model_generates_what_is_measured(
     assert set(result["subjects"]) == {"1"}
 
 
+def test_a_training_can_be_looked_at_on_stills(
+    untrained: Path, random_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its transformer among the model's other parts; one that does not fit is told by key."""
+    dit = random_model / "dit.safetensors"
+    words = ["--model", str(random_model), "--instruments", str(untrained), "--dit", str(dit)]
+    words += ["--still", "--cases", "2", "--seeds", "1", "--subjects", "1", "--steps", "1"]
+    result = _last_line(capsys, *words)
+    assert (result["model"], result["still"]) == (str(dit), True)
+    words[words.index("--dit") + 1] = str(random_model / "text.safetensors")
+    assert identity.main(words) == 2
+    assert "text.safetensors lacks" in capsys.readouterr().err.replace("\n", " ")
+
+
 def test_missing_instruments_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert identity.main(["--model", str(tmp_path), "--control", "truth"]) == 2
     assert "identity.safetensors" in capsys.readouterr().err.replace("\n", "")
