@@ -173,7 +173,6 @@ def test_it_learns_and_shows_it(tmp_path: Path, tokenizer) -> None:  # noqa: ANN
     assert list((tmp_path / "sheets").glob("*.png"))
 
 
-@pytest.mark.skipif(not SHIPPED.exists(), reason="models/miniature is not there")
 def test_the_shipped_encoder_puts_roles_into_tags() -> None:
     """Tags of two subjects with the same name differ by role more than by name: the nearest of a
     set of role prototypes, made from other names, is the right one."""

@@ -201,7 +201,6 @@ def _train(student, lessons, folder, tokenizer, album) -> list[float]:  # noqa: 
     return losses
 
 
-@pytest.mark.skipif(not SHIPPED.exists(), reason="models/miniature is not there")
 def test_the_shipped_vlm_describes_characters_it_has_never_seen() -> None:
     from engine import checkpoint
 

@@ -62,8 +62,8 @@ class Loader:
 
     plan: (from batch index, shards in use) in rising order; a batch waits until the shards of its
     entry are on disk, so a run started early still is a function of its indices.
-    mixed: all numbers of subjects in one batch, padded to the table's most subjects and VLM
-      tokens: one shape for every batch, which is what compiled code wants.
+    mixed: all numbers of subjects in one batch, padded to the table's widths: one shape for every
+      batch, which is what compiled code wants.
     alike: so many successive batches hold clips with one number of subjects: then the processes of
       a run, which take turns, have equally much to do in each step.
     """
@@ -102,12 +102,6 @@ class Loader:
     def null_TM(self) -> Tensor:
         return load_file(Path(self.table.folder.path) / NULL)["text"].float()
 
-    @cached_property
-    def longest_vlm(self) -> int:
-        """Most VLM tokens of any row, as far as the first shards tell; longer ones are cut."""
-        shards = self.table.shards
-        return max(int(s["num_vlm"].max()) for s in shards) if "num_vlm" in shards[0] else 0
-
     def _draw(
         self, num_shards: int, generator: torch.Generator, leader: torch.Generator
     ) -> list[int]:
@@ -127,11 +121,12 @@ class Loader:
         stacked = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
         counts = stacked["num_subjects"]
         num = stacked["refs"].shape[1] if self.mixed else int(counts.max())
-        # Widths in steps of 16 tokens: few different shapes, for compiled code.
         lengths = stacked.get("num_vlm", torch.zeros(len(rows), dtype=torch.long))
-        longest = self.longest_vlm if self.mixed else int(lengths.max())
-        width = -(-longest // 16) * 16
-        vlm = stacked.get("vlm", torch.zeros(len(rows), 0, 1))[:, :width].float()
+        vlm = stacked.get("vlm", torch.zeros(len(rows), 0, 1))
+        # Mixed batches keep the column's full width, the others what they need in steps of 16
+        # tokens: few different shapes, for compiled code, and none that depends on what is open.
+        width = vlm.shape[1] if self.mixed else -(-int(lengths.max()) // 16) * 16
+        vlm = vlm[:, :width].float()
         return Batch(
             x0_BCFHW=stacked["latents"].float(),
             text_BTM=stacked["text"].float(),
