@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.checkpoint import Manifest, save_folder
+from training.report import read_log, smooth
 
 # File in the model folder: where its recipe leaves it, below runs/.
 FILES = {
@@ -30,6 +31,7 @@ STATES = {
     "text": "text",
     "vlm": "vlm",
     "dit_small": "miniature_sft_small",
+    "dit_still": "miniature_sft_still",
     "dit": "miniature_sft",
     "identity": "identity/encoder",
     "detector": "identity/detector",
@@ -38,14 +40,46 @@ STATES = {
 
 
 def lineage(runs: Path) -> dict[str, Any]:
-    """For each model: the updates it was trained for, and the last figures its run logged."""
+    """For each model: its run, and the updates and minutes that it was trained for."""
     found: dict[str, Any] = {}
     for name, run in STATES.items():
-        log = runs / run / "log.jsonl"
-        if log.exists():
-            last = json.loads(log.read_text().splitlines()[-1])
-            found[name] = {"run": run, "steps": last["step"]}
+        rows = read_log(runs / run / "log.jsonl")
+        if rows:
+            found[name] = {"run": run, "steps": int(rows[-1]["step"]), "minutes": minutes(rows)}
     return found
+
+
+def minutes(rows: list[dict[str, float]]) -> float:
+    """How long the logged updates took together; pauses between resumes do not count."""
+    timed = [row for row in rows if row.get("steps_per_s")]
+    before = [0.0, *(row["step"] for row in timed)]
+    spent_s = (
+        max(row["step"] - last, 0) / row["steps_per_s"]
+        for row, last in zip(timed, before, strict=False)
+    )
+    return round(sum(spent_s) / 60, 1)
+
+
+def draw_lineage(runs: Path, path: Path) -> None:
+    """The loss of every run over its updates, each in a panel of its own, as one PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    found = lineage(runs)
+    columns = 3
+    figure = Figure(figsize=(10, 2.2 * -(-len(found) // columns)), layout="constrained")
+    FigureCanvasAgg(figure)
+    for place, (name, told) in enumerate(found.items(), start=1):
+        rows = [row for row in read_log(runs / told["run"] / "log.jsonl") if "loss" in row]
+        axis = figure.add_subplot(-(-len(found) // columns), columns, place)
+        steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]
+        axis.plot(steps, losses, color="#b8c4d6", linewidth=0.8)
+        axis.plot(steps, smooth(losses, 8), color="#24406b")
+        axis.set_yscale("log")
+        axis.set_title(f"{name}: {told['steps']} updates, {told['minutes']:.0f} min", fontsize=9)
+        axis.tick_params(labelsize=7, which="both")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=80, format="png")
 
 
 def publish(runs: Path, target: Path, evaluation: dict[str, Any] | None = None) -> Manifest:
@@ -65,9 +99,11 @@ def publish(runs: Path, target: Path, evaluation: dict[str, Any] | None = None) 
 
 
 def run() -> None:
-    """models/miniature from runs/, with runs/evaluation.json (the last line of bench.identity)."""
+    """models/miniature from runs/, with runs/evaluation.json (the last line of bench.identity);
+    and docs/curves.png for the model card."""
     runs = Path("runs")
     report = runs / "evaluation.json"
     evaluation = json.loads(report.read_text()) if report.exists() else None
     manifest = publish(runs, Path("models/miniature"), evaluation)
+    draw_lineage(runs, Path("docs/curves.png"))
     sys.stdout.write(f"models/miniature: {len(manifest.files)} files, {manifest.digest()[:16]}\n")

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from engine.checkpoint import verify
-from training.publish import FILES, lineage, publish
+from training.publish import FILES, draw_lineage, lineage, publish
 
 
 @pytest.fixture
@@ -14,7 +14,11 @@ def runs(tmp_path: Path) -> Path:
         (root / run).mkdir(parents=True, exist_ok=True)
         (root / run / name).write_bytes(name.encode())
     log = root / "miniature_sft" / "log.jsonl"
-    log.write_text('{"step": 10, "loss": 1}\n{"step": 20, "loss": 0.5}\n')
+    log.write_text(
+        '{"step": 10, "loss": 1, "steps_per_s": 0.5}\n'
+        '{"step": 15, "psnr": 20}\n'
+        '{"step": 20, "loss": 0.5, "steps_per_s": 0.25}\n'
+    )
     return root
 
 
@@ -23,7 +27,7 @@ def test_the_folder_verifies_and_says_where_it_comes_from(runs: Path, tmp_path: 
     manifest = verify(tmp_path / "model")
     assert set(manifest.files) == set(FILES)
     assert manifest.evaluation == {"seeds": 3}
-    assert manifest.lineage["dit"] == {"run": "miniature_sft", "steps": 20}
+    assert manifest.lineage["dit"] == {"run": "miniature_sft", "steps": 20, "minutes": 1.0}
 
 
 def test_publishing_again_replaces(runs: Path, tmp_path: Path):
@@ -44,3 +48,8 @@ def test_a_missing_export_is_named_and_nothing_is_written(runs: Path, tmp_path: 
 def test_lineage_skips_what_did_not_run(runs: Path):
     assert set(lineage(runs)) == {"dit"}
     assert json.dumps(lineage(runs))
+
+
+def test_the_curves_of_all_runs_are_one_picture(runs: Path, tmp_path: Path):
+    draw_lineage(runs, tmp_path / "docs" / "curves.png")
+    assert (tmp_path / "docs" / "curves.png").read_bytes()[:4] == b"\x89PNG"
