@@ -2,16 +2,24 @@
 
 Gathers the exported weights, writes them with a manifest (sha256 of every file, the recipes and
 their lengths, the evaluation if there is one) into models/miniature, whole or not at all.
+
+The transformer's matrices are rounded to a grid of eight steps per root mean square: git keeps
+every version for ever, and so rounded a file packs into half the room. What ships is what is
+measured.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoint import Manifest, save_folder
+import torch
+from torch import Tensor
+
+from engine.checkpoint import Manifest, read_tensors, save_folder, tensor_bytes
 from training.report import read_log, smooth
 
 # File in the model folder: where its recipe leaves it, below runs/.
@@ -26,6 +34,7 @@ FILES = {
     "detector.safetensors": "identity",
     "oracle.safetensors": "identity",
 }
+DIT = "miniature_sft/dit.safetensors"
 STATES = {
     "vae": "miniature_vae",
     "text": "text",
@@ -47,6 +56,18 @@ def lineage(runs: Path) -> dict[str, Any]:
         if rows:
             found[name] = {"run": run, "steps": int(rows[-1]["step"]), "minutes": minutes(rows)}
     return found
+
+
+def rounded(weight: Tensor, steps: int = 8) -> Tensor:
+    """A matrix on a uniform grid: `steps` steps (to the nearest power of two) in its root mean
+    square, so that every value is a bf16 number with few bits. Vectors stay as they are."""
+    if weight.ndim < 2:
+        return weight.bfloat16()
+    size = float(weight.float().square().mean().sqrt())
+    if size == 0:
+        return weight.bfloat16()
+    step = 2.0 ** round(math.log2(size / steps))
+    return (torch.round(weight.float() / step) * step).bfloat16()
 
 
 def minutes(rows: list[dict[str, float]]) -> float:
@@ -74,7 +95,7 @@ def draw_lineage(runs: Path, path: Path) -> None:
         axis = figure.add_subplot(-(-len(found) // columns), columns, place)
         steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]
         axis.plot(steps, losses, color="#b8c4d6", linewidth=0.8)
-        axis.plot(steps, smooth(losses, 8), color="#24406b")
+        axis.plot(steps, smooth(losses, max(1, len(losses) // 20)), color="#24406b")
         axis.set_yscale("log")
         axis.set_title(f"{name}: {told['steps']} updates, {told['minutes']:.0f} min", fontsize=9)
         axis.tick_params(labelsize=7, which="both")
@@ -94,6 +115,8 @@ def publish(runs: Path, target: Path, evaluation: dict[str, Any] | None = None) 
         if not path.exists():
             raise FileNotFoundError(f"{path} is missing: the recipe of {run} has not exported it")
         files[name] = path
+    dit = {name: rounded(tensor) for name, tensor in read_tensors(runs / DIT).items()}
+    files["dit.safetensors"] = tensor_bytes(dit)
     manifest = Manifest("miniature", lineage=lineage(runs), evaluation=evaluation or {})
     return save_folder(target, manifest, files, overwrite=True)
 

@@ -2,9 +2,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from engine.checkpoint import verify
-from training.publish import FILES, draw_lineage, lineage, publish
+from training.publish import DIT, FILES, draw_lineage, lineage, publish, rounded
 
 
 @pytest.fixture
@@ -13,6 +15,8 @@ def runs(tmp_path: Path) -> Path:
     for name, run in FILES.items():
         (root / run).mkdir(parents=True, exist_ok=True)
         (root / run / name).write_bytes(name.encode())
+    torch.manual_seed(0)
+    save_file({"w": torch.randn(64, 48), "b": torch.randn(7)}, root / DIT)
     log = root / "miniature_sft" / "log.jsonl"
     log.write_text(
         '{"step": 10, "loss": 1, "steps_per_s": 0.5}\n'
@@ -32,7 +36,7 @@ def test_the_folder_verifies_and_says_where_it_comes_from(runs: Path, tmp_path: 
 
 def test_publishing_again_replaces(runs: Path, tmp_path: Path):
     first = publish(runs, tmp_path / "model")
-    (runs / "miniature_sft" / "dit.safetensors").write_bytes(b"better")
+    save_file({"w": torch.ones(2, 2)}, runs / DIT)
     second = publish(runs, tmp_path / "model")
     assert first.digest() != second.digest()
     assert verify(tmp_path / "model").digest() == second.digest()
@@ -53,3 +57,15 @@ def test_lineage_skips_what_did_not_run(runs: Path):
 def test_the_curves_of_all_runs_are_one_picture(runs: Path, tmp_path: Path):
     draw_lineage(runs, tmp_path / "docs" / "curves.png")
     assert (tmp_path / "docs" / "curves.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_transformers_matrices_ship_on_a_grid(runs: Path, tmp_path: Path):
+    publish(runs, tmp_path / "model")
+    trained, shipped = load_file(runs / DIT), load_file(tmp_path / "model" / "dit.safetensors")
+    assert torch.equal(shipped["b"], trained["b"].bfloat16())
+    assert torch.equal(shipped["w"], rounded(trained["w"]))
+    assert 20 < len(shipped["w"].unique()) < 80, "some eight steps in every standard deviation"
+    error = (shipped["w"].float() - trained["w"]).square().mean() / trained["w"].square().mean()
+    assert error < 0.06**2
+    assert torch.equal(rounded(shipped["w"]), shipped["w"]), "rounding twice changes nothing"
+    assert torch.equal(rounded(torch.zeros(2, 2)), torch.zeros(2, 2).bfloat16())
