@@ -46,8 +46,9 @@ READ_SIZES = FACTOR_SIZES + ROLE_SIZES + SCENE_SIZES
 READ_NAMES = (*FACTORS, "motion", "place", "background", "light")
 TOWER_STEPS = 800
 TOWER_BATCH = 96
-ODD_SIZES = {"portrait": 40, "pair": 10, "cast": 14}
-EVEN_SIZES = {"portrait": 40, "pair": 10, "film": 8}
+ODD_SIZES = {"portrait": 24, "pair": 12, "prompt": 40, "cast": 14}
+EVEN_SIZES = {"portrait": 24, "pair": 12, "prompt": 40, "film": 10}
+SHORT = ("portrait", "pair", "prompt")
 
 
 def truth_of(talk: Talk) -> list[list[int]]:
@@ -117,7 +118,10 @@ class VLMStudent(nn.Module):
         x_BLD, seen = read(self.qwen, batch)
         asked_BL = batch.labels_BL[:, 1:] != IGNORE
         logits = self.qwen.lm_head(x_BLD[:, :-1][asked_BL]).float()
-        answer = F.cross_entropy(logits, batch.labels_BL[:, 1:][asked_BL])
+        surprise = F.cross_entropy(logits, batch.labels_BL[:, 1:][asked_BL], reduction="none")
+        # Every answer counts alike: by tokens, descriptions would outvote one-word answers.
+        share_BL = asked_BL / asked_BL.sum(1, keepdim=True).clamp_min(1)
+        answer = (surprise * share_BL[asked_BL]).sum() / asked_BL.any(1).sum()
         flat_XD = x_BLD.flatten(0, 1)
         losses = {"answer": answer, "seen": x_BLD.new_zeros(()), "told": x_BLD.new_zeros(())}
         for group, seen_NKD in zip(batch.pictures, seen, strict=True):
@@ -159,9 +163,10 @@ def lesson(album: Album, index: int, tokenizer: Tokenizer, config: VLMConfig) ->
     """Batch number `index`, the same on every call: pictures first, conversations later."""
     if index < TOWER_STEPS:
         return _tower_lesson(album, index)
-    drawn = talks(album, index, ODD_SIZES if index % 2 else EVEN_SIZES)
-    # Films and casts are several times longer than portraits: two groups, little padding.
-    num_short = ODD_SIZES["portrait"] + ODD_SIZES["pair"]
+    sizes = ODD_SIZES if index % 2 else EVEN_SIZES
+    drawn = talks(album, index, sizes)
+    # Films and casts are several times longer than the others: two groups, little padding.
+    num_short = sum(sizes[kind] for kind in SHORT)
     groups = (drawn[:num_short], drawn[num_short:])
     return Lesson(tuple(talk_batch(group, tokenizer, config) for group in groups))
 

@@ -55,6 +55,10 @@ FACTOR_QUESTIONS = {
     "accessory": "which accessory",
     "accessory_color": "which color is the accessory",
 }
+CAST_WEIGHTS = {
+    "describe": 0.25, "motion": 0.25, "place": 0.1, "factor": 0.15, "who": 0.15,
+    "background": 0.05, "light": 0.05,
+}  # fmt: skip
 DESCRIBE, HAPPENS, SAME = "describe this character", "what happens", "is this the same character"
 WHERE, WHEN, HOW_MANY = "where is this", "what time is it", "how many characters"
 # Words that questions and answers use beyond the captions'.
@@ -211,11 +215,24 @@ def cast_talk(album: Album, rng: np.random.Generator) -> Talk:
         words = rename(words, [_short_name(rng) for _ in words.names])
     names = [words.text[slice(*spans[0])] for spans in words.spans]
     places = places_said(words)
-    kind, question, answer = _ask_cast(scene, names, places, rng)
+    kind, question, answer = _ask_cast(scene, names, places, rng, CAST_WEIGHTS)
     roles = tuple((role.motion, places.get(k, UNSAID)) for k, role in enumerate(scene.cast))
     turn = content(words.text, names, len(names), question)
     identities = tuple(role.identity for role in scene.cast)
     return Talk(f"cast {kind}", turn, tuple(pictures), answer, identities, roles)
+
+
+def prompt_talk(album: Album, rng: np.random.Generator) -> Talk:
+    """A prompt without pictures: who does what, and where. A tenth of the length of a talk about a
+    cast, so that roles can be asked for often; what is learned here is needed there."""
+    scene, _ = _recast(album, rng)
+    words = caption(scene, rng, "both" if rng.random() < 0.25 else "names")
+    if rng.random() < 0.3:
+        words = rename(words, [_short_name(rng) for _ in words.names])
+    names = [words.text[slice(*spans[0])] for spans in words.spans]
+    weights = {"motion": 0.4, "place": 0.2, "who": 0.3, "background": 0.05, "light": 0.05}
+    kind, question, answer = _ask_cast(scene, names, places_said(words), rng, weights)
+    return Talk(f"prompt {kind}", content(words.text, (), 0, question), (), answer)
 
 
 def _short_name(rng: np.random.Generator) -> str:
@@ -238,8 +255,13 @@ def _recast(album: Album, rng: np.random.Generator) -> tuple[Scene, list[np.ndar
 
 
 def _ask_cast(
-    scene: Scene, names: list[str], places: dict[int, int], rng: np.random.Generator
+    scene: Scene,
+    names: list[str],
+    places: dict[int, int],
+    rng: np.random.Generator,
+    weights: dict[str, float],
 ) -> tuple[str, str, str]:
+    """(kind, question, answer), kinds as often as `weights` says."""
     k = int(rng.integers(len(names)))
     role, name = scene.cast[k], names[k]
     place = PLACES[places[k]] if k in places else "not said"
@@ -247,17 +269,17 @@ def _ask_cast(
     factor_question = f"{FACTOR_QUESTIONS[factor]} of {name}"
     motion = MOTIONS[int(rng.choice([role.motion for role in scene.cast]))]
     actors = [names[j] for j, r in enumerate(scene.cast) if MOTIONS[r.motion] == motion]
-    options = (
-        ("describe", f"describe {name}", describe(role.identity)),
-        ("motion", f"what does {name} do", MOTIONS[role.motion]),
-        ("place", f"where is {name}", place),
-        ("factor", factor_question, factor_answer(role.identity, factor)),
-        ("who", f"who {motion}", " and ".join(actors)),
-        ("background", WHERE, BACKGROUNDS[scene.background]),
-        ("light", WHEN, LIGHTS[scene.light]),
-    )
-    picked = int(rng.choice(len(options), p=(0.25, 0.25, 0.1, 0.15, 0.15, 0.05, 0.05)))
-    return options[picked]
+    options = {
+        "describe": (f"describe {name}", describe(role.identity)),
+        "motion": (f"what does {name} do", MOTIONS[role.motion]),
+        "place": (f"where is {name}", place),
+        "factor": (factor_question, factor_answer(role.identity, factor)),
+        "who": (f"who {motion}", " and ".join(actors)),
+        "background": (WHERE, BACKGROUNDS[scene.background]),
+        "light": (WHEN, LIGHTS[scene.light]),
+    }
+    kind = str(rng.choice(list(weights), p=list(weights.values())))
+    return kind, *options[kind]
 
 
 def film_talk(album: Album, rng: np.random.Generator) -> Talk:
@@ -325,6 +347,7 @@ TALKS: dict[str, Callable[[Album, np.random.Generator], Talk]] = {
     "portrait": portrait_talk,
     "pair": pair_talk,
     "cast": cast_talk,
+    "prompt": prompt_talk,
     "film": film_talk,
 }
 

@@ -105,6 +105,16 @@ def test_what_is_trained_is_what_answers(student, tokenizer, album) -> None:  # 
         assert theirs.startswith(words) or words.startswith(theirs)
 
 
+@torch.no_grad()
+def test_every_answer_counts_alike(student, tokenizer, album) -> None:  # noqa: ANN001
+    """However long, and whatever it is padded beside."""
+    drawn = talks(album, 3, {"portrait": 2, "prompt": 2, "film": 1})
+    assert len({len(talk.answer) for talk in drawn}) > 2
+    together = student._parts(talk_batch(drawn, tokenizer, SMALL))["answer"]
+    alone = [student._parts(talk_batch([talk], tokenizer, SMALL))["answer"] for talk in drawn]
+    torch.testing.assert_close(together, torch.stack(alone).mean(), rtol=1e-4, atol=1e-5)
+
+
 def test_labels_are_the_answer_and_its_end(tokenizer, album) -> None:  # noqa: ANN001
     for talk in talks(album, 0, dict.fromkeys(TALKS, 3)):
         batch = talk_batch([talk], tokenizer, SMALL)

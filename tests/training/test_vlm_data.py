@@ -10,6 +10,7 @@ from training.vlm_data import (
     factor_answer,
     open_album,
     picture_tensor,
+    prompt_talk,
     talks,
     tell,
 )
@@ -52,3 +53,19 @@ def test_what_happens_names_the_place_and_everybody(album: Album):
 def test_pictures_become_a_stack(album: Album):
     stack = picture_tensor([album.portraits[0, 0], album.portraits[1, 0]])
     assert stack.shape == (2, 64, 64, 3)
+
+
+def test_a_prompt_alone_is_asked_who_does_what(album: Album):
+    """No picture, and the answer stands in the words: the name's own sentence tells its motion."""
+    rng = np.random.default_rng(5)
+    found = [prompt_talk(album, rng) for _ in range(60)]
+    assert {talk.kind for talk in found} == {
+        "prompt motion", "prompt place", "prompt who", "prompt background", "prompt light"
+    }  # fmt: skip
+    for talk in found:
+        assert talk.pictures == () and "<|vision_start|>" not in talk.words
+        if talk.kind == "prompt motion":
+            prompt, question = talk.words.rsplit("what does", 1)
+            assert question.split()[0] in prompt.split("what does")[0]
+        if talk.kind == "prompt who":
+            assert all(name in talk.words for name in talk.answer.split(" and "))
