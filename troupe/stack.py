@@ -197,12 +197,14 @@ def _socket_path(data: Path) -> Path:
     if len(os.fsencode(path)) <= _SOCKET_PATH_LIMIT:
         return path
     # Named after the state folder: a second service on the same one must find the first.
-    name = f"troupe-{os.getuid()}-{hashlib.sha256(os.fsencode(data)).hexdigest()[:16]}"
-    folder = Path(tempfile.gettempdir()) / name
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
-        raise StackError(f"{folder} belongs to another user.", "Pass a shorter --state.")
-    return folder / "redis.sock"
+    name = f"troupe-{hashlib.sha256(os.fsencode(data)).hexdigest()[:16]}"
+    places = (Path(tempfile.gettempdir()), Path("/tmp"))
+    fitting = (place / name / "redis.sock" for place in places)
+    path = min(fitting, key=lambda path: len(os.fsencode(path)) > _SOCKET_PATH_LIMIT)
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    if path.parent.stat().st_uid != os.getuid():
+        raise StackError(f"{path.parent} belongs to another user.", "Pass a shorter --state.")
+    return path
 
 
 def _answers(url: str) -> bool:

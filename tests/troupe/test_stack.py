@@ -2,6 +2,7 @@
 
 import json
 import socket
+import tempfile
 from pathlib import Path
 
 import httpx
@@ -80,6 +81,15 @@ def test_socket_path_is_never_too_long_for_the_kernel(tmp_path: Path) -> None:
     assert first.parent.name.startswith("troupe-") and len(str(first)) < 100
     assert first != other, "two services do not meet"
     assert first == _socket_path(tmp_path / "a" / ("long" * 30)), "a second one finds the first"
+
+
+def test_a_temporary_folder_that_is_too_deep_itself_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = tmp_path / ("deep" * 20)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    assert len(str(_socket_path(deep / ("long" * 30)))) < 100
 
 
 @pytest.mark.parametrize(
