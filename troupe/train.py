@@ -19,6 +19,10 @@ def train(
         return
     if name not in RECIPES:
         fail(f"There is no recipe {name!r}. There are: {', '.join(RECIPES)}.", "troupe train")
+    from engine.errors import TroupeError
     from training.run import main
 
-    main(name)
+    try:
+        main(name)
+    except (FileNotFoundError, TroupeError) as error:  # what a recipe needs is not there, or broken
+        fail(f"{name}: {error}", "troupe train")

@@ -1,5 +1,7 @@
 """`troupe train` knows the recipes by name and nothing else."""
 
+from pathlib import Path
+
 import pytest
 from typer.testing import CliRunner
 
@@ -25,3 +27,12 @@ def test_a_known_one_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "main", ran.append)
     told = CliRunner().invoke(app, ["train", "miniature_sft"])
     assert told.exit_code == 0 and ran == ["miniature_sft"]
+
+
+def test_what_a_recipe_lacks_is_told_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = CliRunner().invoke(app, ["train", "miniature_publish"])
+    assert told.exit_code == 1 and isinstance(told.exception, SystemExit)
+    assert "is missing: the recipe of" in told.output.replace("\n", " ")
