@@ -108,7 +108,7 @@ def study_base(size: str, compile: bool = False) -> sft.SftConfig:
 def study_folder(base: sft.SftConfig, study: Study) -> Path:
     """Where this study's runs lie: another budget, size or recipe is another folder."""
     budget = (study.steps, study.minutes, study.num_processes, study.accumulate, study.batch_size)
-    told = [budget, study.cases, study.sampler_steps, asdict(base)]
+    told = [budget, study.cases, study.sampler_steps, str(study.instruments), asdict(base)]
     digest = hashlib.sha256(json.dumps(told, default=str, sort_keys=True).encode()).hexdigest()
     return study.folder / digest[:12]
 

@@ -10,6 +10,7 @@ quick look at a training: its transformer among the model's other parts, on sing
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import multiprocessing
 import sys
@@ -115,6 +116,8 @@ class Bench:
 
 def measure(asked: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Generates, measures, and adds how long it took and with what."""
+    if asked.still and asked.control in ("exchange", "strangers"):
+        raise ValueError(f"--control {asked.control}: shows whole clips only, not --still")
     begun = time.monotonic()
     subjects = [int(n) for n in asked.subjects.split(",")]
     bench = Bench(asked)
@@ -132,9 +135,15 @@ def measure(asked: argparse.Namespace, console: Console) -> dict[str, Any]:
         "seeds": asked.seeds,
         "model": asked.control or str(asked.dit or asked.model),
         "still": asked.still,
+        "dit": None if asked.control else _sha256(asked.dit or asked.model / "dit.safetensors"),
         "steps": asked.steps,
         "seconds": round(time.monotonic() - begun, 1),
     }
+
+
+def _sha256(path: Path) -> str:
+    """Whose figures these are; `training.publish` ships no others'."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 _HELD: dict[str, Bench] = {}

@@ -10,6 +10,7 @@ measured.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import sys
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from engine.checkpoint import Manifest, read_tensors, save_folder, tensor_bytes
+from engine.errors import CheckpointError
 from training.report import read_log, smooth
 
 # File in the model folder: where its recipe leaves it, below runs/.
@@ -58,6 +60,15 @@ def lineage(runs: Path) -> dict[str, Any]:
     return found
 
 
+def _require_own(evaluation: dict[str, Any], dit: bytes) -> None:
+    if evaluation.get("still") or evaluation.get("dit") != hashlib.sha256(dit).hexdigest():
+        raise CheckpointError(
+            "the evaluation is not of the videos of what would ship: put runs/evaluation.json"
+            " away, publish, save the last line of `python -m bench.identity --json` there, and"
+            " publish again"
+        )
+
+
 def rounded(weight: Tensor, steps: int = 8) -> Tensor:
     """A matrix on a uniform grid: `steps` steps (to the nearest power of two) in its root mean
     square, so that every value is a bf16 number with few bits. Vectors stay as they are."""
@@ -87,6 +98,8 @@ def draw_lineage(runs: Path, path: Path) -> None:
     from matplotlib.figure import Figure
 
     found = lineage(runs)
+    if not found:
+        return
     columns = 3
     figure = Figure(figsize=(10, 2.2 * -(-len(found) // columns)), layout="constrained")
     FigureCanvasAgg(figure)
@@ -108,6 +121,7 @@ def publish(runs: Path, target: Path, evaluation: dict[str, Any] | None = None) 
 
     Raises:
         FileNotFoundError: a run has not exported its file; the message names it.
+        CheckpointError: the evaluation is of stills, or of another transformer than what ships.
     """
     files: dict[str, bytes | Path] = {}
     for name, run in FILES.items():
@@ -116,7 +130,9 @@ def publish(runs: Path, target: Path, evaluation: dict[str, Any] | None = None) 
             raise FileNotFoundError(f"{path} is missing: the recipe of {run} has not exported it")
         files[name] = path
     dit = {name: rounded(tensor) for name, tensor in read_tensors(runs / DIT).items()}
-    files["dit.safetensors"] = tensor_bytes(dit)
+    files["dit.safetensors"] = shipped = tensor_bytes(dit)
+    if evaluation:
+        _require_own(evaluation, shipped)
     manifest = Manifest("miniature", lineage=lineage(runs), evaluation=evaluation or {})
     return save_folder(target, manifest, files, overwrite=True)
 

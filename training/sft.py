@@ -198,7 +198,7 @@ def sharded(dit: nn.Module, config: SftConfig) -> None:
 def compiled(dit: WanDiT) -> Callable[..., Tensor]:
     """The same model with its repeated blocks compiled: two graphs in all per batch shape."""
     torch._dynamo.config.recompile_limit = 64
-    for block in (*dit.blocks, *dit.subject_blocks):
+    for block in (*dit.blocks, *getattr(dit, "subject_blocks", ())):  # ablations have none
         block.compile(dynamic=False)
     return dit
 

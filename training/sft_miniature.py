@@ -101,7 +101,7 @@ def miniature_still() -> SftConfig:
 
 def miniature_small() -> SftConfig:
     """The same model at half the size in x and y, where it learns what the words say: places,
-    motions, light. A step costs a fifth (as Wan was made, small pictures first)."""
+    motions, light. A step costs a tenth (as Wan was made, small pictures first)."""
     config = miniature()
     loop = replace(
         config.loop,
@@ -164,4 +164,5 @@ def run_lora() -> None:
     config = miniature()
     loop = replace(config.loop, name="miniature_lora", minutes=10.0, muon_lr=None, lr=5e-4)
     base = Path("runs/miniature_sft/dit.safetensors")
-    run_config(replace(config, loop=loop, base=base, lora=8))
+    gather_encoders(Path("runs"), Path("runs/encoders"))
+    run_config(_from_shipped(replace(config, loop=loop, base=base, lora=8)))

@@ -198,9 +198,10 @@ def _socket_path(data: Path) -> Path:
         return path
     # Named after the state folder: a second service on the same one must find the first.
     name = f"troupe-{hashlib.sha256(os.fsencode(data)).hexdigest()[:16]}"
-    places = (Path(tempfile.gettempdir()), Path("/tmp"))
-    fitting = (place / name / "redis.sock" for place in places)
-    path = min(fitting, key=lambda path: len(os.fsencode(path)) > _SOCKET_PATH_LIMIT)
+    # /tmp first: it is the same for everybody, whatever their TMPDIR.
+    shared = Path("/tmp")
+    place = shared if os.access(shared, os.W_OK) else Path(tempfile.gettempdir())
+    path = place / name / "redis.sock"
     path.parent.mkdir(mode=0o700, exist_ok=True)
     if path.parent.stat().st_uid != os.getuid():
         raise StackError(f"{path.parent} belongs to another user.", "Pass a shorter --state.")
@@ -228,7 +229,6 @@ def _wait_for_redis(url: str, child: Child, limit_s: float = 20.0) -> None:
 def _environment(plan: Plan, redis_url: str, preset: str) -> dict[str, str]:
     return {
         "TROUPE_BLOBS_URL": str((plan.state / "blobs").resolve()),
-        "TROUPE_ENCODINGS_DIR": str((plan.state / "encodings").resolve()),
         # Threads that wait must not spin: on busy cores that costs more than it saves.
         "OMP_WAIT_POLICY": "PASSIVE",
         **os.environ,

@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine.checkpoint import verify
+from engine.errors import CheckpointError
 from training.publish import DIT, FILES, draw_lineage, lineage, publish, rounded
 
 
@@ -27,10 +28,11 @@ def runs(tmp_path: Path) -> Path:
 
 
 def test_the_folder_verifies_and_says_where_it_comes_from(runs: Path, tmp_path: Path):
-    publish(runs, tmp_path / "model", {"seeds": 3})
+    sha256 = publish(runs, tmp_path / "model").files["dit.safetensors"]
+    publish(runs, tmp_path / "model", {"seeds": 3, "dit": sha256})
     manifest = verify(tmp_path / "model")
     assert set(manifest.files) == set(FILES)
-    assert manifest.evaluation == {"seeds": 3}
+    assert manifest.evaluation == {"seeds": 3, "dit": sha256}
     assert manifest.lineage["dit"] == {"run": "miniature_sft", "steps": 20, "minutes": 1.0}
 
 
@@ -69,3 +71,15 @@ def test_the_transformers_matrices_ship_on_a_grid(runs: Path, tmp_path: Path):
     assert error < 0.06**2
     assert torch.equal(rounded(shipped["w"]), shipped["w"]), "rounding twice changes nothing"
     assert torch.equal(rounded(torch.zeros(2, 2)), torch.zeros(2, 2).bfloat16())
+
+
+def test_figures_of_another_model_or_of_stills_are_refused(runs: Path, tmp_path: Path):
+    sha256 = publish(runs, tmp_path / "model").files["dit.safetensors"]
+    for wrong in ({"dit": "another"}, {"dit": sha256, "still": True}, {"seeds": 3}):
+        with pytest.raises(CheckpointError, match="not of the videos of what would ship"):
+            publish(runs, tmp_path / "model", wrong)
+
+
+def test_without_logs_there_is_nothing_to_draw(tmp_path: Path):
+    draw_lineage(tmp_path, tmp_path / "curves.png")
+    assert not (tmp_path / "curves.png").exists()

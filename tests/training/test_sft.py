@@ -177,3 +177,10 @@ def test_fsdp_refuses_what_it_cannot_do(config: sft.SftConfig) -> None:
         replace(config, fsdp=True)
     with pytest.raises(ValueError, match="mixed"):
         replace(config, fsdp=True, loop=replace(LOOP, muon_lr=None))
+
+
+def test_compiling_takes_what_has_no_stream(config: sft.SftConfig) -> None:
+    """The ablation's plain base, and its concatenating arm."""
+    for change in ({"subject_layers": 0}, {"layout": "concat"}):
+        dit = WanDiT(replace(config.preset.dit, **change))
+        assert sft.compiled(dit) is dit
