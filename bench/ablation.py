@@ -44,7 +44,7 @@ from training.data.precompute import load_sources
 from training.data.shards import read_header
 from training.measure import Instruments
 from training.world.clip import Clip, sample_clip, sample_script
-from training.world.identity import FACTOR_NAMES
+from training.world.identity import differing
 from training.world.scene import Scene
 
 # Arm -> what is changed in the DiT's config.
@@ -159,8 +159,7 @@ def hard_clips(kind: str, num: int, still: bool = False) -> list[Clip]:
 
 def _is_fine(scene: Scene) -> bool:
     """Whether two differ in nothing but details."""
-    one, other = (role.identity for role in scene.cast)
-    return {n for n in FACTOR_NAMES if getattr(one, n) != getattr(other, n)} <= FINE
+    return FINE.issuperset(differing(*(role.identity for role in scene.cast)))
 
 
 def _is_occluded(clip: Clip) -> bool:
@@ -175,8 +174,7 @@ def measure_arm(config: sft.SftConfig, study: Study, weights: Path) -> dict[str,
     data = config.data
     sources = load_sources(data.encoders, config.preset, config.columns)
     side = data.reference_size
-    limits = replace(config.preset.limits, min_frames=1)
-    preset = replace(config.preset, reference_width=side, reference_height=side, limits=limits)
+    preset = replace(config.preset, reference_width=side, reference_height=side)
     engine = Engine(dit, sources.encoders, preset, "ablation")
     made = evaluate.from_engine(engine, steps=study.sampler_steps, bf16=config.loop.bf16)
     generate = at_size(made, data.height, data.width)

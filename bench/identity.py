@@ -10,7 +10,6 @@ quick look at a training: its transformer among the model's other parts, on sing
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import multiprocessing
 import sys
@@ -26,7 +25,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from engine.checkpoint import load_strict
+from engine.checkpoint import load_strict, sha256
 from engine.errors import TroupeError
 from engine.pipeline import Engine
 from training import evaluate
@@ -135,15 +134,11 @@ def measure(asked: argparse.Namespace, console: Console) -> dict[str, Any]:
         "seeds": asked.seeds,
         "model": asked.control or str(asked.dit or asked.model),
         "still": asked.still,
-        "dit": None if asked.control else _sha256(asked.dit or asked.model / "dit.safetensors"),
+        # Whose figures these are: `training.publish` ships no others'.
+        "dit": None if asked.control else sha256(asked.dit or asked.model / "dit.safetensors"),
         "steps": asked.steps,
         "seconds": round(time.monotonic() - begun, 1),
     }
-
-
-def _sha256(path: Path) -> str:
-    """Whose figures these are; `training.publish` ships no others'."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 _HELD: dict[str, Bench] = {}

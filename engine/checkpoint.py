@@ -143,7 +143,7 @@ def save_folder(
         for name, content in files.items():
             _check_name(name)
             _write(draft / name, content if isinstance(content, bytes) else content.read_bytes())
-        digests = {name: _sha256(draft / name) for name in files}
+        digests = {name: sha256(draft / name) for name in files}
         manifest = replace(manifest, files=digests)
         _write(draft / MANIFEST, manifest.to_bytes())
         draft.chmod(0o755)
@@ -242,11 +242,12 @@ def _check_file(folder: Path, name: str, digest: str) -> None:
     path = folder / name
     if path.is_symlink() or not path.is_file():
         raise CheckpointError(f"{folder}: {name} is missing")
-    if _sha256(path) != digest:
+    if sha256(path) != digest:
         raise CheckpointError(f"{folder}: {name} is not the file that the manifest lists")
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """What a manifest says of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

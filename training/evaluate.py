@@ -46,7 +46,7 @@ from training import measure
 from training.measure import Floats, Instruments, Score
 from training.world.caption import Caption
 from training.world.clip import Clip, sample_clip, sample_script
-from training.world.identity import FACTOR_NAMES
+from training.world.identity import FACTOR_NAMES, differing
 from training.world.render import render_clip
 from training.world.scene import Scene
 
@@ -227,11 +227,7 @@ def _per_factor(scores: Sequence[Sequence[Score]]) -> dict[str, float]:
 def has_twins(clip: Clip) -> bool:
     """Whether two of the cast differ in so few factors that they are near-twins."""
     cast = [role.identity for role in clip.scene.cast]
-    return any(
-        sum(getattr(a, n) != getattr(b, n) for n in FACTOR_NAMES) <= 2
-        for i, a in enumerate(cast)
-        for b in cast[:i]
-    )
+    return any(len(differing(a, b)) <= 2 for i, a in enumerate(cast) for b in cast[:i])
 
 
 def _twins(scores: Sequence[Sequence[Score]], cases: Sequence[Case]) -> dict[str, float]:

@@ -36,7 +36,7 @@ FILES = {
     "detector.safetensors": "identity",
     "oracle.safetensors": "identity",
 }
-DIT = "miniature_sft/dit.safetensors"
+DIT = f"{FILES['dit.safetensors']}/dit.safetensors"
 STATES = {
     "vae": "miniature_vae",
     "text": "text",

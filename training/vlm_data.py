@@ -24,6 +24,7 @@ from training.world.identity import (
     FACTORS,
     Identity,
     describe,
+    differing,
     is_held_out,
     near_twin,
     sample_identity,
@@ -189,7 +190,7 @@ def pair_talk(album: Album, rng: np.random.Generator) -> Talk:
         (other, second), answer = album.person(group, 1 - view), "yes"
     elif chance < 0.8:
         other, second = album.person(group, VIEWS - 1)
-        answer = f"no, the {_difference(who, other)} differs"
+        answer = f"no, the {differing(who, other)[0].replace('_', ' ')} differs"
     else:
         group = (group + 1 + int(rng.integers(len(album.identities) - 1))) % len(album.identities)
         (other, second), answer = album.person(group, view), "no, many differ"
@@ -199,11 +200,6 @@ def pair_talk(album: Album, rng: np.random.Generator) -> Talk:
     words = content("", (), 2, SAME)
     pictures = tuple(picture for _, picture in people)
     return Talk("same", words, pictures, answer, tuple(identity for identity, _ in people))
-
-
-def _difference(a: Identity, b: Identity) -> str:
-    names = [name for name in FACTORS if getattr(a, name) != getattr(b, name)]
-    return names[0].replace("_", " ")
 
 
 def cast_talk(album: Album, rng: np.random.Generator) -> Talk:

@@ -103,9 +103,14 @@ def near_twin(
     raise ValueError(f"factors={choices}: no valid near-twin of {identity}")
 
 
+def differing(a: Identity, b: Identity) -> list[str]:
+    """Names of the factors in which two characters differ, in the order of FACTOR_NAMES."""
+    return [name for name in FACTOR_NAMES if getattr(a, name) != getattr(b, name)]
+
+
 def _num_differences(a: Identity, b: Identity) -> int:
     """Counts factors that differ; an absent hat (accessory) and its colour are one factor."""
-    names = [n for n in FACTOR_NAMES if getattr(a, n) != getattr(b, n)]
+    names = differing(a, b)
     for item, color in (("hat", "hat_color"), ("accessory", "accessory_color")):
         if item in names and color in names and 0 in (getattr(a, item), getattr(b, item)):
             names.remove(color)
