@@ -11,6 +11,7 @@ Legend: B clips, C channels, T frames, H W pixels; pixels in [-1, 1].
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from engine.presets import MINIATURE, VAEConfig
 from training import vae_whole
+from training.latents import basis, fold, moments, pixel_metric
 from training.loop import LoopConfig, Outcome
 from training.loop import run as run_loop
 from training.world.clip import Clip, sample_clip
@@ -31,6 +33,7 @@ CLIPS_PER_BATCH = 2
 PICTURES_PER_BATCH = 2
 LATENT_NOISE = 0.05
 SUBJECT_WEIGHT = 3.0
+METRIC_CLIPS = 6
 CONFIG = LoopConfig(
     name="miniature_vae",
     minutes=34,
@@ -152,17 +155,20 @@ def _row(x_BCTHW: Tensor, refs_SCTHW: Tensor) -> np.ndarray:
 
 
 def export_fn(model: nn.Module, folder: Path) -> None:
-    """Weights in bf16 with the latents' mean and std per channel, measured on 48 training clips."""
+    """Weights in bf16 with the latents in the basis of `training.latents`, measured on 48 clips."""
     assert isinstance(model, AutoencoderKLWan)
-    latents = []
+    encoded, metrics = [], []
     for seed in range(48):
         clip = sample_clip(seed)
         for pixels in (clip.frames, clip.references[:1]):
-            z = vae_whole.encode(model, to_pixels(pixels)[None])
-            latents.append(z.flatten(2)[0])
-    stacked = torch.cat(latents, dim=1)
+            encoded.append(vae_whole.encode(model, to_pixels(pixels)[None]))
+            if seed < METRIC_CLIPS:
+                metrics.append(pixel_metric(partial(vae_whole.decode, model), encoded[-1]))
+    mean, covariance = moments(encoded)
     tensors = {name: p.to(torch.bfloat16).contiguous() for name, p in model.state_dict().items()}
-    tensors["latents_mean"], tensors["latents_std"] = stacked.mean(1), stacked.std(1)
+    tensors = fold(tensors, mean, basis(torch.stack(metrics).mean(0), covariance))
+    num = len(mean)
+    tensors["latents_mean"], tensors["latents_std"] = torch.zeros(num), torch.ones(num)
     save_file(tensors, folder / "vae.safetensors")
 
 
