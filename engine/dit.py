@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.layers import KV, Attention, LayerNorm, RMSNorm, Rope, attention, rotate
+from engine.layers import GELU, KV, Attention, LayerNorm, RMSNorm, Rope, attention, rotate
 from engine.presets import DiTConfig
 
 STREAM_PARAMETERS = (
@@ -96,7 +96,7 @@ class Block(nn.Module):
         self.norm2 = LayerNorm(dim, affine=False)
         self.ffn = nn.Sequential(
             nn.Linear(dim, config.ffn_dim),
-            nn.GELU(approximate="tanh"),
+            GELU(),
             nn.Linear(config.ffn_dim, dim),
         )
         self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
@@ -183,7 +183,7 @@ class SubjectBlock(nn.Module):
             self.norm3 = LayerNorm(dim, affine=True)
             self.ffn = nn.Sequential(
                 nn.Linear(dim, config.subject_ffn_dim),
-                nn.GELU(approximate="tanh"),
+                GELU(),
                 nn.Linear(config.subject_ffn_dim, dim),
             )
         self.norm = LayerNorm(dim, affine=True)
@@ -269,7 +269,7 @@ class WanDiT(nn.Module):
         dim = config.dim
         self.patch_embedding = nn.Conv3d(config.latent_dim, dim, config.patch, stride=config.patch)
         self.text_embedding = nn.Sequential(
-            nn.Linear(config.text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim)
+            nn.Linear(config.text_dim, dim), GELU(), nn.Linear(dim, dim)
         )
         self.time_embedding = nn.Sequential(
             nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim)
@@ -293,7 +293,7 @@ class WanDiT(nn.Module):
             self.vlm_projection = nn.Sequential(
                 LayerNorm(config.vlm_dim, affine=True),
                 nn.Linear(config.vlm_dim, dim),
-                nn.GELU(approximate="tanh"),
+                GELU(),
                 nn.Linear(dim, dim),
             )
         if config.layout == "stream":

@@ -67,6 +67,17 @@ class LayerNorm(nn.LayerNorm):
         return F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps)
 
 
+class GELU(nn.Module):
+    """The tanh form of GELU, written with a sigmoid: 1 + tanh(z) = 2 sigmoid(2z).
+
+    `nn.GELU(approximate="tanh")` up to rounding; compiled for a CPU it takes two thirds of the
+    time, forward and backward.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.5957691216057308 * x * (1 + 0.044715 * x * x))
+
+
 class Rope(nn.Module):
     """Rotary embedding over frames, rows and columns, for interleaved pairs (Wan `rope_params`).
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from engine.layers import EPS, KV, Attention, LayerNorm, RMSNorm, Rope, attention, rotate
+from engine.layers import EPS, GELU, KV, Attention, LayerNorm, RMSNorm, Rope, attention, rotate
 
 
 def heads(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -35,6 +35,12 @@ def test_both_kernels_agree():
     plain = attention(q, KV(k, v, mask))
     with torch.enable_grad():
         torch.testing.assert_close(attention(q, KV(k, v, mask)), plain)
+
+
+def test_gelu_is_the_tanh_form():
+    x = torch.linspace(-30, 30, 2001, dtype=torch.float64)
+    expected = F.gelu(x, approximate="tanh")
+    assert torch.allclose(GELU()(x), expected, atol=1e-12)
 
 
 def test_rope_sees_only_distances():
