@@ -25,7 +25,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.layers import GELU, KV, Attention, LayerNorm, RMSNorm, Rope, attention, rotate
+from engine.layers import (
+    GELU,
+    KV,
+    Attention,
+    LayerNorm,
+    RMSNorm,
+    Rope,
+    attention,
+    rotate,
+    without_autocast,
+)
 from engine.presets import DiTConfig
 
 STREAM_PARAMETERS = (
@@ -151,7 +161,7 @@ class Head(nn.Module):
     def forward(self, x_BLM: Tensor, e_BM: Tensor) -> Tensor:
         shift, scale = (self.modulation.float() + e_BM.float()[:, None]).chunk(2, dim=1)
         x_BLM = self.norm(x_BLM) * (1 + scale) + shift
-        with torch.autocast(x_BLM.device.type, enabled=False):
+        with without_autocast(x_BLM.device):
             return F.linear(x_BLM, self.head.weight.float(), self.head.bias.float())
 
 
@@ -395,7 +405,7 @@ class WanDiT(nn.Module):
         )
         angles = torch.outer(t_B.double() * 1000, rates)
         waves = torch.cat([angles.cos(), angles.sin()], dim=1)
-        with torch.autocast(t_B.device.type, enabled=False):
+        with without_autocast(t_B.device):
             e_BM = self.time_embedding(waves.to(self.head.head.weight.dtype))
             return e_BM, self.time_projection(e_BM).view(len(e_BM), 6, -1)
 

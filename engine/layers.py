@@ -5,6 +5,7 @@ Shape legend: B batch, L video tokens, K tokens attended to, N heads, D head dim
 Parameters carry the names of the upstream file (Wan-Video/Wan2.1 `wan/modules/model.py`).
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple, cast
 
 import torch
@@ -21,6 +22,11 @@ class KV(NamedTuple):
     k_BKND: Tensor
     v_BKND: Tensor
     mask_BK: Tensor | None = None
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[None]:
+    """Autocast off on this device; meta tensors (`engine.plan`) know none."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def attention(q_BLND: Tensor, kv: KV) -> Tensor:
@@ -68,14 +74,16 @@ class LayerNorm(nn.LayerNorm):
 
 
 class GELU(nn.Module):
-    """The tanh form of GELU, written with a sigmoid: 1 + tanh(z) = 2 sigmoid(2z).
-
-    `nn.GELU(approximate="tanh")` up to rounding; compiled for a CPU it takes two thirds of the
-    time, forward and backward.
-    """
+    """`nn.GELU(approximate="tanh")`; compiled, it is written with a sigmoid, 1 + tanh(z) =
+    2 sigmoid(2z), which takes two thirds of the time on a CPU, forward and backward."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(1.5957691216057308 * x * (1 + 0.044715 * x * x))
+        return sigmoid_gelu(x) if torch.compiler.is_compiling() else F.gelu(x, approximate="tanh")
+
+
+def sigmoid_gelu(x: Tensor) -> Tensor:
+    """The tanh form of GELU, up to rounding."""
+    return x * torch.sigmoid(1.5957691216057308 * x * (1 + 0.044715 * x * x))
 
 
 class Rope(nn.Module):

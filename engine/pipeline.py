@@ -178,6 +178,9 @@ class Engine:
         """K and V of text and subjects for all that guidance needs, computed once."""
         num_requests = len(batch.text_BTM)
         text = self.dit.text_kv(batch.text_BTM)
+        if guidance.is_off:
+            inputs = batch.subjects()
+            return Conditions(self.dit.condition(text, inputs))
         empty = self.dit.text_kv(negative.text_BTM.expand(num_requests, -1, -1))
         inputs = batch.subjects()
         subjects = None if inputs is None else self.dit.subject_stream(*inputs)

@@ -73,11 +73,9 @@ def guide(
     t_B = torch.full((len(x),), t, dtype=torch.float64, device=x.device)
     full = velocity(x, t_B, conditions.full)
     low, high = guidance.interval
-    if conditions.empty is None or not low <= t <= high:
+    if guidance.is_off or conditions.empty is None or not low <= t <= high:
         return full
     if guidance.mode == "single":
-        if guidance.scale == 1.0:
-            return full
         empty = velocity(x, t_B, conditions.empty)
         return empty + guidance.scale * (full - empty)
     assert conditions.image is not None

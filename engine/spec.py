@@ -45,6 +45,11 @@ class Guidance:
     text_scale: float = 7.5
     interval: tuple[float, float] = (0.0, 1.0)
 
+    @property
+    def is_off(self) -> bool:
+        """v = full: the other forwards have no weight."""
+        return self.mode == "single" and self.scale == 1.0
+
     def validate(self, limit: float) -> None:
         """Raises SpecError unless every number is finite and within [0, limit]."""
         if self.mode not in GUIDANCE_MODES:

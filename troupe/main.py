@@ -8,11 +8,12 @@ import typer
 from troupe.demo import demo
 from troupe.doctor import doctor
 from troupe.generate import generate
+from troupe.plan import plan
 from troupe.train import train
 from troupe.up import up
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-for _command in (demo, generate, up, doctor, train):
+for _command in (demo, generate, plan, up, doctor, train):
     app.command()(_command)
 
 

@@ -1,0 +1,346 @@
+"""What a request costs, before anybody rents a GPU: FLOPs, memory and seconds of every stage.
+
+What can be counted is counted, not modelled: the engine's own modules are built on meta tensors
+(shapes without contents) and run once for each kind of work, while a meter adds up FLOPs (2 per
+multiply-add) and the bytes alive. Two things are not: Qwen2.5-VL's forward looks into its inputs,
+so its FLOPs come from a closed form; and seconds follow from rates that published systems reach.
+
+Memory is that of eager execution in bf16, with an attention kernel that never holds all scores.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from engine import flow
+from engine.dit import SubjectInputs, WanDiT
+from engine.presets import Preset, VLMConfig
+from engine.spec import Spec
+from engine.text import build_text_model
+from engine.vae import build_vae
+from engine.vlm import SPECIALS, build_vlm
+
+TERA, GIGA = 1e12, 1e9
+PROMPT_TOKENS = 200  # of a long prompt, beside its pictures
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU. tflops: dense bf16, as its maker says, in 1e12 / s; memory in 1e9 bytes."""
+
+    name: str
+    tflops: float
+    memory_gb: float
+
+
+CARDS = {
+    card.name: card
+    for card in (
+        Card("h200", 989, 141),
+        Card("h100", 989, 80),
+        Card("a100", 312, 80),
+        Card("h20", 148, 96),
+        Card("l40s", 362, 48),
+        Card("rtx-5090", 210, 32),
+        Card("rtx-4090", 165, 24),
+        Card("l4", 121, 24),
+    )
+}
+# Shares of the maker's figure. Large products on an H200 were measured at 790 of 989: no program
+# is faster. Wan 1.3B at 480p in published systems sustains 460 to 545 (58 s LightX2V, 61.6 s
+# SGLang, 52 s FlashDreams), Wan's VAE decoder 97 to 147 (SGLang pull requests 27875, 38650).
+FLOOR_SHARE, PRODUCT_SHARE, CONVOLUTION_SHARE = 0.8, 0.5, 0.106
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One run of one kind of work. peak_bytes: alive at once beside the weights."""
+
+    flops: Counter[str] = field(default_factory=Counter)
+    peak_bytes: int = 0
+
+    @property
+    def total(self) -> float:
+        return float(sum(self.flops.values()))
+
+    def seconds(self, card: Card) -> float:
+        """Expected time of one run."""
+        slow = self.flops["convolution"]
+        rate = card.tflops * TERA
+        return (self.total - slow) / (PRODUCT_SHARE * rate) + slow / (CONVOLUTION_SHARE * rate)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A kind of work and how often a request does it."""
+
+    name: str
+    runs: int
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a request takes. weights: bytes of each model in bf16; options: the number of forwards
+    (full, empty, image) of each kind of guidance."""
+
+    preset: str
+    card: Card
+    stages: tuple[Stage, ...]
+    weights: dict[str, int]
+    options: dict[str, tuple[int, int, int]]
+
+    @property
+    def flops(self) -> float:
+        return sum(stage.runs * stage.cost.total for stage in self.stages)
+
+    @property
+    def floor_s(self) -> float:
+        """No program on this card is faster."""
+        return self.flops / (FLOOR_SHARE * self.card.tflops * TERA)
+
+    @property
+    def expected_s(self) -> float:
+        return sum(stage.runs * stage.cost.seconds(self.card) for stage in self.stages)
+
+    def memory_bytes(self, encoders: bool) -> int:
+        """The largest stage with the weights; without the two encoders if they live elsewhere."""
+        away = () if encoders else ("text", "vlm")
+        weights = sum(size for name, size in self.weights.items() if name not in away)
+        stages = [stage for stage in self.stages if encoders or stage.name not in ENCODER_STAGES]
+        return weights + max(stage.cost.peak_bytes for stage in stages)
+
+
+ENCODER_STAGES = ("prompts: text encoder", "prompt and pictures: VLM")
+
+
+def plan(preset: Preset, spec: Spec, card: Card) -> Plan:
+    """Counts a whole request; its prompt and names say only how many subjects there are.
+
+    Raises:
+        SpecError: the preset cannot serve such a request; the message names the field.
+    """
+    spec.validate(preset.limits)
+    with torch.device("meta"):
+        dit = WanDiT(preset.dit).bfloat16()
+        text = build_text_model(preset.text).bfloat16()
+        vae = build_vae(preset.vae).bfloat16()
+        vlm = build_vlm(preset.vlm, _token_ids()).bfloat16() if preset.dit.use_vlm else None
+    weights = {"dit": _bytes(dit), "text": _bytes(text), "vae": _bytes(vae)}
+    if vlm is not None:
+        weights["vlm"] = _bytes(vlm)
+    options = {mode: forwards(preset, spec, mode) for mode in ("off", "single", "dual")}
+    runs = options["off" if spec.guidance.is_off else spec.guidance.mode]
+    stages = _encoding(preset, spec, text, vae)
+    stages += _denoising(preset, spec, dit, runs)
+    stages.append(Stage("video: VAE decoder", 1, _decoding(preset, spec, vae)))
+    return Plan(preset.name, card, tuple(stages), weights, options)
+
+
+def forwards(preset: Preset, spec: Spec, mode: str) -> tuple[int, int, int]:
+    """How many forwards see everything, nothing, and the pictures only, over all steps."""
+    table = flow.schedule(spec.solver, spec.steps, preset.defaults.shift)
+    low, high = spec.guidance.interval
+    inside = sum(low <= float(t) <= high for t in table.door[: spec.steps])
+    return spec.steps, 0 if mode == "off" else inside, inside if mode == "dual" else 0
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for p in module.parameters())
+
+
+def _token_ids() -> dict[str, int]:
+    return {name: number for number, name in enumerate(SPECIALS)}
+
+
+def _meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.empty(*shape, dtype=dtype, device="meta")
+
+
+def _reference_size(preset: Preset, spec: Spec) -> tuple[int, int]:
+    """Height and width of a reference, px."""
+    return (
+        preset.reference_height or spec.height,
+        preset.reference_width or spec.width,
+    )
+
+
+def _stage(name: str, runs: int, work: Callable[[], object], held: int = 0) -> list[Stage]:
+    """The stage, or nothing where the request has no such work. held: bytes of its inputs."""
+    if not runs:
+        return []
+    cost = metered(work)
+    return [Stage(name, runs, replace(cost, peak_bytes=cost.peak_bytes + held))]
+
+
+def _encoding(preset: Preset, spec: Spec, text: Any, vae: Any) -> list[Stage]:
+    """Everything that is done once: none of it on a warm cache."""
+    height, width = _reference_size(preset, spec)
+    num = len(spec.names)
+    ids = torch.zeros(1, preset.text.text_len, dtype=torch.long, device="meta")
+    picture = _meta(1, 3, 1, height, width)
+    stages = _stage(ENCODER_STAGES[0], 2, lambda: text(ids))
+    if preset.dit.use_vlm and num:
+        flops = vlm_flops(preset.vlm, num, height, width)
+        stages.append(Stage(ENCODER_STAGES[1], 1, Cost(Counter(matmul=flops))))
+    return stages + _stage("pictures: VAE encoder", num, lambda: vae.encode(picture))
+
+
+def _denoising(
+    preset: Preset, spec: Spec, dit: WanDiT, runs: tuple[int, int, int]
+) -> list[Stage]:
+    config = preset.dit
+    words, inputs = _meta(1, config.text_len, config.text_dim), _subjects(preset, spec)
+    num_latents = (spec.num_frames - 1) // preset.vae.temporal_factor + 1
+    side = preset.vae.spatial_factor
+    shape = (1, preset.vae.z_dim, num_latents, spec.height // side, spec.width // side)
+    x, t = _meta(*shape, dtype=torch.float32), _meta(1, dtype=torch.float64)
+    full, empty = dit.condition(words, inputs), dit.condition(words)
+    held = sum(x.nbytes for x in tree_leaves((full, empty)) if isinstance(x, Tensor))
+    num_full, num_empty, num_image = runs
+    seen = "prompt and subjects" if inputs else "prompt"
+    return [
+        *_stage(f"K and V: {seen}", 1, lambda: dit.condition(words, inputs)),
+        *_stage("K and V: negative prompt", min(1, num_empty), lambda: dit.condition(words)),
+        *_stage(f"denoising: {seen}", num_full, lambda: dit.denoise(x, t, full), held),
+        *_stage("denoising: subjects alone", num_image, lambda: dit.denoise(x, t, full), held),
+        *_stage("denoising: negative prompt", num_empty, lambda: dit.denoise(x, t, empty), held),
+    ]
+
+
+def _subjects(preset: Preset, spec: Spec) -> SubjectInputs | None:
+    config, num = preset.dit, len(spec.names)
+    if not num or not config.subject_layers:
+        return None
+    height, width = _reference_size(preset, spec)
+    side = preset.vae.spatial_factor
+    vlm = None
+    if config.use_vlm:
+        vlm = _meta(1, vlm_tokens(preset.vlm, num, height, width), config.vlm_dim)
+    refs = _meta(1, num, preset.vae.z_dim, height // side, width // side)
+    return SubjectInputs(refs, _meta(1, num, config.text_dim), vlm_BVM=vlm)
+
+
+def _decoding(preset: Preset, spec: Spec, vae: Any) -> Cost:
+    """Counted for one, two and three latent frames: from the second on each costs the same."""
+    config, cell = preset.vae, preset.vae.spatial_factor
+    num = (spec.num_frames - 1) // config.temporal_factor + 1
+
+    def decode(frames: int) -> Cost:
+        z = _meta(1, config.z_dim, frames, spec.height // cell, spec.width // cell)
+        return metered(lambda: vae.decode(z).sample)
+
+    if num <= 3:
+        return decode(num)
+    two, three = decode(2), decode(3)
+    flops = Counter(
+        {kind: two.flops[kind] + (num - 2) * (three.flops[kind] - two.flops[kind])
+         for kind in three.flops}
+    )  # fmt: skip
+    growth = three.peak_bytes - two.peak_bytes
+    return Cost(flops, two.peak_bytes + (num - 2) * growth)
+
+
+def vlm_tokens(config: VLMConfig, num_pictures: int, height: int, width: int) -> int:
+    """Tokens of a user turn with a long prompt and pictures of this size, at most `vlm_len`."""
+    cell = config.patch_size * config.merge_size
+    each = min(max(round(height / cell) * round(width / cell), 4), config.vlm_len // 3)
+    return min(num_pictures * each + PROMPT_TOKENS, config.vlm_len)
+
+
+def vlm_flops(config: VLMConfig, num_pictures: int, height: int, width: int) -> int:
+    """One forward of Qwen2.5-VL over a prompt and pictures, without its vocabulary's projection."""
+    tokens = vlm_tokens(config, num_pictures, height, width)
+    own = max(tokens - PROMPT_TOKENS, num_pictures) // max(num_pictures, 1)
+    patches, hidden = own * config.merge_size**2, config.vision_hidden_size
+    window = (config.window_size // config.patch_size) ** 2
+    num_full = len(config.full_attention_blocks)
+    seen = num_full * patches + (config.vision_depth - num_full) * min(window, patches)
+    mlp = 6 * hidden * config.vision_intermediate_size
+    tower = config.vision_depth * patches * (8 * hidden**2 + mlp) + 4 * patches * seen * hidden
+    merged = config.merge_size**2 * hidden
+    tower += 2 * patches * hidden * 3 * 2 * config.patch_size**2
+    tower += own * 2 * (merged * merged + merged * config.hidden_size)
+    dim, kv = config.hidden_size, config.hidden_size * config.num_kv_heads // config.num_heads
+    layer = 4 * dim * dim + 4 * dim * kv + 4 * tokens * dim + 6 * dim * config.intermediate_size
+    return num_pictures * tower + config.num_layers * tokens * layer
+
+
+def metered(work: Callable[[], object]) -> Cost:
+    """Runs `work` on meta tensors; what it computes and how much it holds at once."""
+    meter = _Meter()
+    with torch.no_grad(), meter, _Attention(meter):
+        result = work()
+    del result
+    return Cost(meter.flops, meter.peak)
+
+
+class _Meter(TorchDispatchMode):
+    """Counts FLOPs by kind, and the bytes of storages that were made and are not gone yet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops: Counter[str] = Counter()
+        self.alive: set[int] = set()
+        self.foreign: set[int] = set()  # weights and inputs
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        for leaf in tree_leaves((args, kwargs)):
+            if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in self.alive:
+                self.foreign.add(leaf.untyped_storage()._cdata)
+        out = func(*args, **(kwargs or {}))
+        packet = func._overloadpacket
+        if packet in flop_registry:
+            kind = "convolution" if "convolution" in str(packet) else "matmul"
+            self.flops[kind] += flop_registry[packet](*args, **(kwargs or {}), out_val=out)
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self._hold(leaf.untyped_storage())
+        return out
+
+    def _hold(self, storage: Any) -> None:
+        key = storage._cdata
+        if key in self.alive or key in self.foreign:
+            return
+        self.alive.add(key)
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._let_go, key, storage.nbytes())
+
+    def _let_go(self, key: int, size: int) -> None:
+        self.alive.discard(key)
+        self.now -= size
+
+
+class _Attention(TorchFunctionMode):
+    """Counts attention as one kernel: on meta it would fall apart into products with all scores."""
+
+    def __init__(self, meter: _Meter) -> None:
+        super().__init__()
+        self.meter = meter
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        q, k, v = args[:3]
+        scores = q[..., 0].numel() * k.shape[-2]
+        self.meter.flops["attention"] += 2 * scores * (q.shape[-1] + v.shape[-1])
+        return torch.empty_like(q)

@@ -1,0 +1,147 @@
+"""The plan counts what the engine really does: against torch's own counter, and known figures."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from engine import plan as planning
+from engine.dit import SubjectInputs, WanDiT
+from engine.plan import CARDS, Plan, Stage, forwards, metered, plan, vlm_flops
+from engine.presets import MINIATURE, WAN_1_3B, WAN_14B, Preset
+from engine.spec import Guidance, Spec
+from engine.vlm import build_vlm
+
+
+def asked(preset: Preset, num: int, **given: object) -> Spec:
+    names = tuple(f"s{i}" for i in range(num))
+    prompt = " and ".join(f"@{name}" for name in names) or "a place"
+    return Spec.of(preset, prompt, names, **given)
+
+
+def stage(found: Plan, part: str) -> Stage:
+    (match,) = [stage for stage in found.stages if part in stage.name]
+    return match
+
+
+@pytest.fixture(scope="module")
+def big() -> Plan:
+    return plan(WAN_1_3B, asked(WAN_1_3B, 1), CARDS["h200"])
+
+
+def test_a_product_counts_two_per_multiply_add_and_holds_its_output() -> None:
+    a, b = torch.empty(3, 5, device="meta"), torch.empty(5, 7, device="meta")
+    cost = metered(lambda: a @ b)
+    assert cost.total == 2 * 3 * 5 * 7 and cost.peak_bytes == 3 * 7 * 4
+
+
+def test_memory_is_what_is_alive_at_once() -> None:
+    a = torch.empty(1000, device="meta")
+
+    def chain() -> torch.Tensor:
+        b = a + 1  # gone when c is there
+        c = b.view(10, 100) + 1
+        del b
+        return c + 1
+
+    assert metered(chain).peak_bytes == 2 * 4000
+
+
+def test_attention_counts_as_one_kernel() -> None:
+    q, kv = torch.empty(1, 2, 6, 4, device="meta"), torch.empty(1, 2, 10, 4, device="meta")
+    cost = metered(lambda: torch.nn.functional.scaled_dot_product_attention(q, kv, kv))
+    assert cost.flops == {"attention": 2 * 2 * 6 * 10 * 8} and cost.peak_bytes == q.numel() * 4
+
+
+@pytest.mark.parametrize("num", [0, 1, 3])
+def test_denoising_is_what_torch_counts_on_real_tensors(num: int) -> None:
+    spec = asked(MINIATURE, num, steps=4)
+    found = plan(MINIATURE, spec, CARDS["h100"])
+    dit = WanDiT(MINIATURE.dit)
+    words = torch.randn(1, 64, 128)
+    inputs = None
+    if num:
+        tokens = planning.vlm_tokens(MINIATURE.vlm, num, 64, 64)
+        inputs = SubjectInputs(
+            torch.randn(1, num, 16, 16, 16),
+            torch.randn(1, num, 128),
+            vlm_BVM=torch.randn(1, tokens, 128),
+        )
+    with torch.no_grad():
+        condition = dit.condition(words, inputs)
+        counter = FlopCounterMode(display=False)
+        # The counter does not know the CPU's flash kernel.
+        with counter, sdpa_kernel(SDPBackend.MATH):
+            dit.denoise(torch.randn(1, 16, 5, 16, 24), torch.tensor([0.5]), condition)
+    counted = stage(found, "denoising: prompt").cost.total
+    assert counted == pytest.approx(counter.get_total_flops(), rel=1e-3)
+
+
+def test_qwen_is_what_torch_counts_on_real_tensors() -> None:
+    config = replace(MINIATURE.vlm, vlm_len=planning.PROMPT_TOKENS + 64)
+    model = build_vlm(config, planning._token_ids()).eval()
+    num_patches = 256  # one picture of 16 x 16 patches, 64 tokens
+    ids = torch.full((1, planning.PROMPT_TOKENS + 64), 9)
+    ids[0, 3:67] = model.config.image_token_id
+    types = (ids == model.config.image_token_id).int()
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        model.model(
+            input_ids=ids,
+            pixel_values=torch.randn(num_patches, 3 * 2 * 8 * 8),
+            image_grid_thw=torch.tensor([[1, 16, 16]]),
+            mm_token_type_ids=types,
+        )
+    counted = vlm_flops(config, 1, 128, 128)
+    assert counted == pytest.approx(counter.get_total_flops(), rel=0.05)
+
+
+def test_wan_1_3b_costs_what_others_counted(big: Plan) -> None:
+    """Counted apart from this code, on diffusers' classes: 283.0, 275.4, 4.84 and 2.72 TFLOP."""
+    assert stage(big, "denoising: negative").cost.total == pytest.approx(283.0e12, rel=2e-3)
+    assert stage(big, "VAE decoder").cost.total == pytest.approx(275.4e12, rel=2e-3)
+    assert stage(big, "text encoder").cost.total == pytest.approx(4.84e12, rel=2e-3)
+    assert stage(big, "VAE encoder").cost.total == pytest.approx(2.72e12, rel=2e-3)
+    assert stage(big, "VLM").cost.total == pytest.approx(12.1e12, rel=0.02)
+
+
+def test_floor_is_below_what_is_expected_and_published_systems_lie_near(big: Plan) -> None:
+    assert 35 < big.floor_s < 38  # 35.8 s for the denoising of a plain text-to-video
+    assert 52 < big.expected_s < 64  # 52 to 61.6 s published
+
+
+def test_weights_are_those_of_the_real_models(big: Plan) -> None:
+    assert big.weights["text"] == 2 * 5_680_910_336
+    assert big.weights["vae"] == pytest.approx(2 * (53.6e6 + 73.3e6), rel=2e-3)
+    assert big.memory_bytes(encoders=True) - big.memory_bytes(encoders=False) > 20e9
+
+
+def test_14b_is_larger_in_every_way(big: Plan) -> None:
+    huge = plan(WAN_14B, asked(WAN_14B, 0), CARDS["rtx-4090"])
+    forward = stage(huge, "denoising: negative").cost.total
+    assert forward == pytest.approx(1678.4e12, rel=2e-3)
+    assert huge.memory_bytes(encoders=False) > 24e9  # does not fit the card
+
+
+@pytest.mark.parametrize(
+    ("guidance", "mode", "expected"),
+    [
+        (Guidance(), "off", (10, 0, 0)),
+        (Guidance(), "single", (10, 10, 0)),
+        (Guidance(), "dual", (10, 10, 10)),
+        (Guidance(interval=(0.45, 1.0)), "single", (10, 6, 0)),
+    ],
+)
+def test_forwards_follow_the_guidance(
+    guidance: Guidance, mode: str, expected: tuple[int, int, int]
+) -> None:
+    spec = asked(MINIATURE, 1, steps=10, guidance=guidance)
+    assert forwards(MINIATURE, spec, mode) == expected
+
+
+def test_stages_without_work_are_not_listed() -> None:
+    spec = asked(MINIATURE, 0, steps=2, guidance=Guidance(scale=1.0))
+    found = plan(MINIATURE, spec, CARDS["l4"])
+    assert not any("negative" in s.name or "picture" in s.name for s in found.stages)

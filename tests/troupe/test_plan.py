@@ -1,0 +1,47 @@
+"""`troupe plan` prints what the engine counts, and says what is wrong with a request."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from troupe.main import app
+
+SMALL = ("plan", "--preset", "miniature", "--steps", "8")
+
+
+def told(*arguments: str) -> Result:
+    return CliRunner().invoke(app, arguments)
+
+
+def test_json_adds_up() -> None:
+    values = json.loads(told(*SMALL, "--subjects", "3", "--json").output)
+    total = sum(stage["runs"] * stage["flops_each"] for stage in values["stages"])
+    assert total == pytest.approx(values["flops"])
+    assert sum(stage["expected_s"] for stage in values["stages"]) == pytest.approx(
+        values["expected_s"]
+    )
+    assert values["guidance_forwards"] == {"off": 8, "single": 16, "dual": 24}
+
+
+def test_table_names_every_stage_and_whether_it_fits() -> None:
+    shown = told(*SMALL, "--subjects", "1", "--guidance", "dual").output
+    for stage in ("VAE encoder", "denoising: subjects alone", "VAE decoder", "fits"):
+        assert stage in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--preset", "wan-3b"), "wan-1.3b"),
+        (("--gpu", "abacus"), "h200"),
+        (("--guidance", "triple"), "single"),
+        (("--subjects", "9"), "--subjects"),
+        (("--size", "97x64"), "multiple of 8"),
+        (("--frames", "18"), "--frames"),
+        (("--interval", "0.9", "0.1"), "--interval"),
+    ],
+)
+def test_wrong_request_is_named(arguments: tuple[str, ...], message: str) -> None:
+    answer = told(*SMALL, *arguments)
+    assert answer.exit_code == 1 and message in answer.output

@@ -1,0 +1,139 @@
+"""`troupe plan`: what a request costs on a GPU, before anybody rents one."""
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from engine.errors import SpecError
+from engine.presets import PRESETS, Preset
+from engine.spec import Guidance, Spec
+from troupe.generate import option_of, parse_size
+from troupe.terminal import err, fail, out
+
+if TYPE_CHECKING:
+    from engine.plan import Plan, Stage
+
+MODES = ("off", "single", "dual")
+# Fields of a Spec that go by another name here than in `troupe generate`.
+OPTIONS = {"guidance.interval": "--interval", "subjects": "--subjects"}
+
+
+def plan(
+    preset: Annotated[str, typer.Option(help=f"{', '.join(PRESETS)}.")] = "wan-1.3b",
+    subjects: Annotated[int, typer.Option(help="How many subjects, each with a picture.")] = 2,
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels.")] = None,
+    frames: Annotated[int | None, typer.Option(help="Number of frames, 4k+1.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    guidance: Annotated[str, typer.Option(help="off, single or dual.")] = "single",
+    interval: Annotated[
+        tuple[float, float], typer.Option(help="Times (1 is noise) between which it guides.")
+    ] = (0.0, 1.0),
+    gpu: Annotated[str, typer.Option(help="h200, h100, a100, …; a wrong one lists them.")] = "h200",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Count FLOPs, memory and seconds of one video, stage by stage."""
+    if preset not in PRESETS:
+        fail(f"--preset {preset}: must be one of {', '.join(PRESETS)}")
+    if guidance not in MODES:
+        fail(f"--guidance {guidance}: must be one of {', '.join(MODES)}")
+    asked: dict[str, Any] = {"num_frames": frames, "steps": steps}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    try:
+        asked |= {**parse_size(size), "guidance": _guidance(PRESETS[preset], guidance, interval)}
+        names = tuple(f"s{number}" for number in range(max(subjects, 0)))
+        prompt = " and ".join(f"@{name}" for name in names) or "a place"
+        spec = Spec.of(PRESETS[preset], prompt, names, **asked)
+        with err.status("counting on tensors without contents"):
+            found = _count(PRESETS[preset], spec, gpu)
+    except SpecError as error:
+        option = OPTIONS.get(error.field) or option_of(error.field)
+        fail(f"{option} {error.message}", "troupe plan --help")
+    if as_json:
+        typer.echo(json.dumps(as_values(found)))
+    else:
+        _show(found, spec)
+
+
+def _guidance(preset: Preset, mode: str, interval: tuple[float, float]) -> Guidance:
+    if mode == "dual":
+        return Guidance("dual", interval=interval)
+    scale = 1.0 if mode == "off" else preset.defaults.guidance
+    return Guidance("single", scale, interval=interval)
+
+
+def _count(preset: Preset, spec: Spec, gpu: str) -> "Plan":
+    from engine.plan import CARDS
+    from engine.plan import plan as count
+
+    if gpu not in CARDS:
+        fail(f"--gpu {gpu}: must be one of {', '.join(CARDS)}")
+    return count(preset, spec, CARDS[gpu])
+
+
+def as_values(found: "Plan") -> dict[str, Any]:
+    """Plain numbers: FLOPs, seconds and bytes."""
+    return {
+        "preset": found.preset,
+        "gpu": found.card.name,
+        "flops": found.flops,
+        "floor_s": found.floor_s,
+        "expected_s": found.expected_s,
+        "memory_bytes": {"all": found.memory_bytes(True), "no_encoders": found.memory_bytes(False)},
+        "weights_bytes": found.weights,
+        "stages": [
+            {
+                "name": stage.name,
+                "runs": stage.runs,
+                "flops_each": stage.cost.total,
+                "expected_s": stage.runs * stage.cost.seconds(found.card),
+                "peak_bytes": stage.cost.peak_bytes,
+            }
+            for stage in found.stages
+        ],
+        "guidance_forwards": {mode: sum(runs) for mode, runs in found.options.items()},
+    }
+
+
+def _show(found: "Plan", spec: Spec) -> None:
+    card = found.card
+    out.print(
+        f"[bold]{found.preset}[/]: {spec.width}x{spec.height}, {spec.num_frames} frames,"
+        f" {spec.steps} steps, {len(spec.names)} subjects, on one {card.name}"
+        f" ({card.tflops:g} TFLOP/s dense bf16, {card.memory_gb:g} GB)"
+    )
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("stage")
+    for title in ("runs", "TFLOP each", "TFLOP", "expected s", "peak GB"):
+        table.add_column(title, justify="right")
+    for stage in found.stages:
+        table.add_row(stage.name, *_row(found, stage))
+    out.print(table)
+    floor, usual = f"[bold]{found.floor_s:,.3g} s[/]", f"[bold]{found.expected_s:,.3g} s[/]"
+    total = f"In all {found.flops / 1e12:,.6g} TFLOP"
+    out.print(f"{total}: no program needs less than {floor}, good ones take about {usual}.")
+    forwards = (f"{mode} {sum(runs)}" for mode, runs in found.options.items())
+    out.print(f"Forwards by kind of guidance: {', '.join(forwards)}.")
+    _show_memory(found)
+
+
+def _row(found: "Plan", stage: "Stage") -> list[str]:
+    each = stage.cost.total / 1e12
+    seconds = stage.runs * stage.cost.seconds(found.card)
+    peak = stage.cost.peak_bytes / 1e9
+    return [
+        str(stage.runs),
+        f"{each:.4g}",
+        f"{stage.runs * each:,.4g}",
+        f"{seconds:.3g}",
+        f"{peak:.2f}" if peak else "",
+    ]
+
+
+def _show_memory(found: "Plan") -> None:
+    for title, encoders in (("everything on the GPU", True), ("encoders elsewhere", False)):
+        need = found.memory_bytes(encoders) / 1e9
+        fits = need <= found.card.memory_gb
+        verdict = "[green]fits[/]" if fits else "[red]does not fit[/]"
+        out.print(f"Memory, {title}: {need:.3g} GB, {verdict}.")
