@@ -142,7 +142,7 @@ def save_folder(
     try:
         for name, content in files.items():
             _check_name(name)
-            _write(draft / name, content if isinstance(content, bytes) else content.read_bytes())
+            _write(draft / name, content)
         digests = {name: sha256(draft / name) for name in files}
         manifest = replace(manifest, files=digests)
         _write(draft / MANIFEST, manifest.to_bytes())
@@ -194,7 +194,12 @@ def load_strict(
         tensors, label = source, name or "the weights"
     else:
         tensors, label = read_tensors(Path(source)), name or Path(source).name
-    own = module.state_dict()
+    check_names(module.state_dict(), tensors, label)
+    module.load_state_dict(dict(tensors), strict=True)
+
+
+def check_names(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], label: str) -> None:
+    """Raises CheckpointError unless both have the same names and shapes."""
     _complain(label, "lacks", sorted(own.keys() - tensors.keys()))
     _complain(label, "has the unknown", sorted(tensors.keys() - own.keys()))
     wrong = [
@@ -203,7 +208,6 @@ def load_strict(
         if tensors[key].shape != own[key].shape
     ]
     _complain(label, "has another shape:", wrong)
-    module.load_state_dict(dict(tensors), strict=True)
 
 
 def _complain(label: str, what: str, keys: list[str]) -> None:
@@ -252,9 +256,13 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _write(path: Path, content: bytes) -> None:
+def _write(path: Path, content: bytes | Path) -> None:
     with path.open("wb") as file:
-        file.write(content)
+        if isinstance(content, bytes):
+            file.write(content)
+        else:
+            with content.open("rb") as source:
+                shutil.copyfileobj(source, file)
         file.flush()
         os.fsync(file.fileno())
 

@@ -1,4 +1,4 @@
-"""Names of published Wan and Phantom weights: the original layout and that of diffusers.
+"""Names of published weights: Wan's and Phantom's transformer, Wan's VAE and its umT5.
 
 `engine.dit` carries the original names (Wan-Video/Wan2.1; Phantom's files have the same). Files in
 diffusers' layout are renamed; the table is that of diffusers
@@ -6,6 +6,7 @@ diffusers' layout are renamed; the table is that of diffusers
 there is norm3 here.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 
 from torch import Tensor
@@ -63,3 +64,47 @@ def load_base(dit: WanDiT, tensors: Mapping[str, Tensor], name: str = "the weigh
     stream = {key: value for key, value in own.items() if key.startswith(STREAM_PARAMETERS)}
     base = own.keys() - stream.keys()
     load_strict(dit, {**stream, **original_names(tensors, base)}, name)
+
+
+# umT5 as in Wan2.1 `wan/modules/t5.py` (models_t5_umt5-xxl-enc-bf16.pth) -> as in transformers.
+_TEXT_BLOCK = {
+    "norm1.weight": "layer.0.layer_norm.weight",
+    "attn.q.weight": "layer.0.SelfAttention.q.weight",
+    "attn.k.weight": "layer.0.SelfAttention.k.weight",
+    "attn.v.weight": "layer.0.SelfAttention.v.weight",
+    "attn.o.weight": "layer.0.SelfAttention.o.weight",
+    "pos_embedding.embedding.weight": "layer.0.SelfAttention.relative_attention_bias.weight",
+    "norm2.weight": "layer.1.layer_norm.weight",
+    "ffn.gate.0.weight": "layer.1.DenseReluDense.wi_0.weight",
+    "ffn.fc1.weight": "layer.1.DenseReluDense.wi_1.weight",
+    "ffn.fc2.weight": "layer.1.DenseReluDense.wo.weight",
+}
+_TEXT_REST = {
+    "token_embedding.weight": "shared.weight",
+    "norm.weight": "encoder.final_layer_norm.weight",
+}
+
+
+def text_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """umT5's encoder under transformers' names, from Wan's layout or from transformers' own."""
+    if "token_embedding.weight" not in tensors:
+        # The embedding is tied: some files hold it twice.
+        return {k: v for k, v in tensors.items() if k != "encoder.embed_tokens.weight"}
+    return {_text_name(name): value for name, value in tensors.items()}
+
+
+def _text_name(name: str) -> str:
+    block = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
+    if block and block[2] in _TEXT_BLOCK:
+        return f"encoder.block.{block[1]}.{_TEXT_BLOCK[block[2]]}"
+    return _TEXT_REST.get(name, name)
+
+
+def vae_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Wan's VAE under diffusers' names, from Wan's layout (Wan2.1_VAE.pth) or diffusers' own."""
+    if "encoder.conv1.weight" not in tensors:
+        return dict(tensors)
+    from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
+
+    renamed: dict[str, Tensor] = convert_wan_vae_to_diffusers(dict(tensors))
+    return renamed

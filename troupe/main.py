@@ -5,6 +5,7 @@ Nothing here or in the commands' own imports loads torch: `troupe --help` answer
 
 import typer
 
+from troupe.convert import convert
 from troupe.demo import demo
 from troupe.doctor import doctor
 from troupe.generate import generate
@@ -13,7 +14,7 @@ from troupe.train import train
 from troupe.up import up
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-for _command in (demo, generate, plan, up, doctor, train):
+for _command in (demo, generate, plan, up, doctor, train, convert):
     app.command()(_command)
 
 

@@ -1,0 +1,194 @@
+"""Published weights into a model folder that `Engine.load` takes: checked name by name.
+
+    transformer   Wan 2.1, Phantom-Wan: original, diffusers or ComfyUI names
+    VAE           Wan's: original or diffusers names
+    text          umT5: original or transformers names, with its tokenizer.json
+    VLM           Qwen2.5-VL: transformers names, with its tokenizer.json; needed where the
+                  transformer has an identity stream that reads it
+
+A transformer without an identity stream becomes a folder that takes no subjects. Precision stays as
+published. Everything is read before anything is written, and the folder appears whole or not.
+"""
+
+from __future__ import annotations
+
+import inspect
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from engine import checkpoint, foreign, upstream
+from engine.checkpoint import Manifest
+from engine.dit import STREAM_PARAMETERS, WanDiT
+from engine.errors import CheckpointError
+from engine.presets import Preset
+from engine.text import build_text_model
+from engine.vae import build_vae
+from engine.vlm import build_vlm, special_ids
+
+Configs = Mapping[str, Mapping[str, Any]]
+PLAIN: Configs = {
+    "dit": {"subject_layers": 0, "use_vlm": False},
+    "limits": {"max_subjects": 0},
+}
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where the published files lie; see `engine.foreign` for what each may be."""
+
+    dit: Path
+    vae: Path
+    text: Path
+    tokenizer: Path
+    vlm: Path | None = None
+    vlm_tokenizer: Path | None = None
+
+
+def convert(
+    target: Path,
+    preset: str,
+    sources: Sources,
+    configs: Configs | None = None,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Manifest:
+    """Writes the model folder `target`.
+
+    Args:
+        preset: name of the preset whose sizes the weights have. configs: numbers that differ.
+        tell: called with what is being done.
+
+    Raises:
+        CheckpointError: a file is missing or unreadable, `target` exists, a tensor is missing,
+            unknown, of another shape or not finite; the message names it.
+    """
+    if target.exists():
+        raise CheckpointError(f"{target} exists; a published model is never changed in place")
+    tell("reading the transformer")
+    dit = foreign.read(sources.dit)
+    manifest = Manifest(preset, configs=configs or {}, lineage={"converted": _names(sources)})
+    if not _has_stream(dit):
+        manifest = replace(manifest, configs=_merged(manifest.configs, PLAIN))
+    sizes = manifest.resolve()
+    with tempfile.TemporaryDirectory(prefix=".convert-", dir=_parent(target)) as draft:
+        files = _models(sizes, sources, dit, Path(draft), tell)
+        tell("writing")
+        return checkpoint.save_folder(target, manifest, files)
+
+
+def _parent(target: Path) -> Path:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target.parent
+
+
+def _models(
+    sizes: Preset,
+    sources: Sources,
+    dit: dict[str, Tensor],
+    draft: Path,
+    tell: Callable[[str], None],
+) -> dict[str, bytes | Path]:
+    """Every file of the folder, checked and written to `draft`."""
+    files: dict[str, bytes | Path] = {}
+    with torch.device("meta"):
+        own = WanDiT(sizes.dit).state_dict()
+    base = [name for name in own if not name.startswith(STREAM_PARAMETERS)]
+    dit = upstream.original_names(dit, base)
+    files["dit.safetensors"] = _checked(own, dit, sources.dit, draft / "dit")
+    tell("reading the VAE")
+    vae = upstream.vae_names(foreign.read(sources.vae))
+    files["vae.safetensors"] = _checked(_vae_table(sizes), _with_statistics(vae, sizes),
+                                        sources.vae, draft / "vae")  # fmt: skip
+    tell("reading the text encoder")
+    text = upstream.text_names(foreign.read(sources.text))
+    with torch.device("meta"):
+        table = dict(build_text_model(sizes.text).named_parameters())
+    files["text.safetensors"] = _checked(table, text, sources.text, draft / "text")
+    files["text_tokenizer.json"] = _tokenizer(sources.tokenizer)
+    if sizes.dit.use_vlm:
+        files |= _vlm(sizes, sources, draft, tell)
+    return files
+
+
+def _vlm(
+    sizes: Preset, sources: Sources, draft: Path, tell: Callable[[str], None]
+) -> dict[str, bytes | Path]:
+    if sources.vlm is None or sources.vlm_tokenizer is None:
+        raise CheckpointError("the transformer reads a VLM: its weights and tokenizer are needed")
+    tell("reading the VLM")
+    tensors = foreign.read(sources.vlm)
+    words = _tokenizer(sources.vlm_tokenizer)
+    with torch.device("meta"):
+        model = build_vlm(sizes.vlm, special_ids(Tokenizer.from_file(str(words))))
+    table = dict(model.named_parameters())
+    path = _checked(table, tensors, sources.vlm, draft / "vlm")
+    return {"vlm.safetensors": path, "vlm_tokenizer.json": words}
+
+
+def _checked(
+    own: Mapping[str, Tensor], tensors: dict[str, Tensor], source: Path, draft: Path
+) -> Path:
+    """The tensors as a safetensors file, if they are those of the model and all finite."""
+    checkpoint.check_names(own, tensors, str(source))
+    for name, value in tensors.items():
+        if not bool(torch.isfinite(value).all()):
+            raise CheckpointError(f"{source}: {name} holds numbers that are not finite")
+    save_file({name: value.contiguous() for name, value in tensors.items()}, draft)
+    return draft
+
+
+def _vae_table(sizes: Preset) -> dict[str, Tensor]:
+    with torch.device("meta"):
+        table: dict[str, Tensor] = build_vae(sizes.vae).state_dict()
+        statistic = torch.empty(sizes.vae.z_dim)
+    return table | {"latents_mean": statistic, "latents_std": statistic}
+
+
+def _with_statistics(vae: dict[str, Tensor], sizes: Preset) -> dict[str, Tensor]:
+    """Mean and deviation of each latent channel: Wan's constants, where the file has none.
+
+    The weights do not hold them; they stand in Wan2.1 `wan/modules/vae.py`, and as defaults of
+    diffusers' class.
+    """
+    if "latents_mean" in vae:
+        return vae
+    defaults = inspect.signature(AutoencoderKLWan.__init__).parameters
+    added = {}
+    for name in ("latents_mean", "latents_std"):
+        values = torch.tensor(defaults[name].default)
+        if len(values) != sizes.vae.z_dim:
+            raise CheckpointError(f"the VAE needs {name}: {sizes.vae.z_dim} numbers, one a channel")
+        added[name] = values
+    return vae | added
+
+
+def _tokenizer(path: Path) -> Path:
+    """A tokenizer.json, or the folder that holds one."""
+    path = path / "tokenizer.json" if path.is_dir() else path
+    try:
+        Tokenizer.from_file(str(path))
+    except Exception as error:  # noqa: BLE001 - the library raises bare Exception
+        raise CheckpointError(f"{path} is not a tokenizer.json: {error}") from error
+    return path
+
+
+def _has_stream(tensors: Mapping[str, Tensor]) -> bool:
+    return any(name.startswith(STREAM_PARAMETERS) for name in tensors)
+
+
+def _merged(configs: Configs, more: Configs) -> Configs:
+    parts = configs.keys() | more.keys()
+    return {part: {**configs.get(part, {}), **more.get(part, {})} for part in sorted(parts)}
+
+
+def _names(sources: Sources) -> dict[str, str]:
+    """File names without their folders: a published folder tells no paths."""
+    return {part: path.name for part, path in vars(sources).items() if path is not None}
