@@ -52,24 +52,33 @@ def gather_encoders(runs: Path, target: Path) -> None:
 
 
 def miniature() -> SftConfig:
-    """The miniature's numbers, for two cores: full size, from the weights of `miniature_still`."""
+    """The miniature's numbers, for two cores: full size, from the weights of `miniature_still`.
+
+    Two noises share a clip's conditions; times lean to noise, where references and motions are
+    decided; VLM tokens are left out until the VLM knows who does what."""
     runs = Path("runs")
     return SftConfig(
         loop=LoopConfig(
             "miniature_sft",
-            minutes=180,
-            lr=1e-3,
-            muon_lr=0.006,
-            warmup=50,
+            minutes=150,
+            lr=1.2e-3,
+            muon_lr=0.008,
+            decay_fraction=0.3,
+            warmup=30,
             ema=0.997,
             save_every_s=120,
-            sheet_every=250,
+            sheet_every=500,
             log_every=20,
         ),
         data=DataConfig(
-            runs / "shards", runs / "encoders", plan=((0, 16),), batch_size=16, mixed=True
+            runs / "shards", runs / "encoders", plan=((0, 11),), batch_size=8, alike=2
         ),
+        dropout=Dropout(everything=0.08, subjects=0.04, vlm=0.0, text=0.04),
+        region_gain=5.0,
+        draws=2,
+        shift=4.0,
         base=runs / "miniature_sft_still" / "dit.safetensors",
+        use_vlm_tokens=False,
         compile=True,
         num_processes=2,
     )
@@ -86,8 +95,7 @@ def miniature_still() -> SftConfig:
         config.data,
         shards=Path("runs/shards_still"),
         plan=((0, 72),),
-        mixed=False,
-        alike=config.num_processes,
+        batch_size=16,
         still=True,
     )
     return replace(
@@ -95,11 +103,9 @@ def miniature_still() -> SftConfig:
         loop=loop,
         data=data,
         base=Path("runs/miniature_sft_small/dit.safetensors"),
-        use_vlm_tokens=False,
         dropout=Dropout(everything=0.06, subjects=0.03, vlm=0.0, text=0.03),
         region_gain=6.0,
         draws=4,
-        shift=4.0,
     )
 
 
@@ -114,18 +120,20 @@ def miniature_small() -> SftConfig:
         lr=1.5e-3,
         muon_lr=0.01,
         decay_fraction=0.08,
-        sheet_every=500,
     )
     data = replace(
         config.data,
         shards=Path("runs/shards_small"),
         plan=((0, 4), (200, 12), (500, 24)),
         batch_size=32,
+        mixed=True,
+        alike=1,
         height=32,
         width=48,
         reference_size=32,
     )
-    return replace(config, loop=loop, data=data, base=None, use_vlm_tokens=False)
+    small = SftConfig(loop, data, use_vlm_tokens=False)  # one noise a clip, times as they come
+    return replace(small, compile=True, num_processes=config.num_processes)
 
 
 def run_shards() -> None:
