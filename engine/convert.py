@@ -3,6 +3,7 @@
     transformer   Wan 2.1, Phantom-Wan: original, diffusers or ComfyUI names
     VAE           Wan's: original or diffusers names
     text          umT5: original or transformers names, with its tokenizer.json
+    LoRA          any of the spellings in `engine.lora`, merged into the transformer
     VLM           Qwen2.5-VL: transformers names, with its tokenizer.json; needed where the
                   transformer has an identity stream that reads it
 
@@ -25,7 +26,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from engine import checkpoint, foreign, upstream
+from engine import checkpoint, foreign, lora, upstream
 from engine.checkpoint import Manifest
 from engine.dit import STREAM_PARAMETERS, WanDiT
 from engine.errors import CheckpointError
@@ -43,7 +44,10 @@ PLAIN: Configs = {
 
 @dataclass(frozen=True)
 class Sources:
-    """Where the published files lie; see `engine.foreign` for what each may be."""
+    """Where the published files lie; see `engine.foreign` for what each may be.
+
+    loras: files with their strengths.
+    """
 
     dit: Path
     vae: Path
@@ -51,6 +55,7 @@ class Sources:
     tokenizer: Path
     vlm: Path | None = None
     vlm_tokenizer: Path | None = None
+    loras: tuple[tuple[Path, float], ...] = ()
 
 
 def convert(
@@ -102,6 +107,9 @@ def _models(
         own = WanDiT(sizes.dit).state_dict()
     base = [name for name in own if not name.startswith(STREAM_PARAMETERS)]
     dit = upstream.original_names(dit, base)
+    for path, strength in sources.loras:
+        tell(f"merging {path.name}")
+        dit = lora.merge(dit, lora.adapters(foreign.read(path), dit, str(path)), strength)
     files["dit.safetensors"] = _checked(own, dit, sources.dit, draft / "dit")
     tell("reading the VAE")
     vae = upstream.vae_names(foreign.read(sources.vae))
@@ -189,6 +197,9 @@ def _merged(configs: Configs, more: Configs) -> Configs:
     return {part: {**configs.get(part, {}), **more.get(part, {})} for part in sorted(parts)}
 
 
-def _names(sources: Sources) -> dict[str, str]:
+def _names(sources: Sources) -> dict[str, Any]:
     """File names without their folders: a published folder tells no paths."""
-    return {part: path.name for part, path in vars(sources).items() if path is not None}
+    names: dict[str, Any] = {
+        part: path.name for part, path in vars(sources).items() if isinstance(path, Path)
+    }
+    return names | {"loras": [[path.name, strength] for path, strength in sources.loras]}

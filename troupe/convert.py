@@ -1,5 +1,6 @@
 """`troupe convert`: published weights into a model folder, names and shapes checked."""
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,9 @@ def convert(
     text: Annotated[Path, typer.Option(help="umT5, such as models_t5_umt5-xxl-enc-bf16.pth.")],
     tokenizer: Annotated[Path, typer.Option(help="umT5's tokenizer.json.")],
     preset: Annotated[str, typer.Option(help=f"{', '.join(PRESETS)}.")] = "wan-1.3b",
+    lora: Annotated[
+        list[str] | None, typer.Option(help="FILE or FILE:STRENGTH of a LoRA to merge; repeat.")
+    ] = None,
     vlm: Annotated[
         Path | None, typer.Option(help="Qwen2.5-VL, where the transformer has an identity stream.")
     ] = None,
@@ -28,7 +32,8 @@ def convert(
     from engine.convert import Sources
     from engine.convert import convert as run
 
-    sources = Sources(dit, vae, text, tokenizer, vlm, vlm_tokenizer)
+    loras = tuple(read_lora(given) for given in lora or [])
+    sources = Sources(dit, vae, text, tokenizer, vlm, vlm_tokenizer, loras)
     try:
         with err.status("reading") as status:
             manifest = run(target, preset, sources, tell=status.update)
@@ -37,3 +42,17 @@ def convert(
     except OSError as error:
         fail(f"--out {target} cannot be written: {error.strerror}")
     out.print(f"{target}: {len(manifest.files)} files, {manifest.digest()[:12]}", markup=False)
+
+
+def read_lora(given: str) -> tuple[Path, float]:
+    """FILE or FILE:STRENGTH; a colon in a path is no strength."""
+    path, sign, strength = given.rpartition(":")
+    if not sign or "/" in strength:
+        return Path(given), 1.0
+    try:
+        value = float(strength)
+    except ValueError:
+        fail(f"--lora {given}: the strength must be a number, as in {path}:0.8")
+    if not math.isfinite(value):
+        fail(f"--lora {given}: the strength must be finite")
+    return Path(path), value

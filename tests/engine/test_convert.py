@@ -195,6 +195,22 @@ def test_a_stream_needs_its_vlm(tmp_path: Path) -> None:
         convert(tmp_path / "model", "wan-1.3b", sources, sizes)
 
 
+def test_loras_are_melted_in(tmp_path: Path) -> None:
+    models = published()
+    sources = laid_out(tmp_path, models, *LAYOUTS["wan"])
+    rows, columns = models["dit"]["blocks.0.ffn.0.weight"].shape
+    down, up = torch.randn(2, columns), torch.randn(rows, 2)
+    key = "diffusion_model.blocks.0.ffn.0.lora_{}.weight"
+    save_file({key.format("A"): down, key.format("B"): up}, tmp_path / "style.safetensors")
+    sources = replace(sources, loras=((tmp_path / "style.safetensors", 0.5),))
+    manifest = convert(tmp_path / "model", "wan-1.3b", sources, differences(SMALL))
+    assert manifest.lineage["converted"]["loras"] == [["style.safetensors", 0.5]]
+    state = Engine.load(tmp_path / "model").dit.state_dict()
+    for name, value in models["dit"].items():
+        change = 0.5 * up @ down if name == "blocks.0.ffn.0.weight" else 0
+        torch.testing.assert_close(state[name], value + change)
+
+
 def test_an_existing_folder_and_a_bad_tokenizer(tmp_path: Path) -> None:
     sources = laid_out(tmp_path, published(), *LAYOUTS["diffusers"])
     (tmp_path / "tokenizer.json").write_text("{}")

@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
+from troupe.convert import read_lora
 from troupe.main import app
 
 
@@ -41,3 +42,12 @@ def test_unknown_preset_lists_the_known(tmp_path: Path) -> None:
 def test_target_that_exists_is_kept(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     assert "exists" in told(tmp_path).output
+
+
+def test_loras_are_files_with_strengths(tmp_path: Path) -> None:
+    assert read_lora("a/b.safetensors") == (Path("a/b.safetensors"), 1.0)
+    assert read_lora("b.safetensors:-0.5") == (Path("b.safetensors"), -0.5)
+    assert read_lora("c:/b.safetensors") == (Path("c:/b.safetensors"), 1.0)
+    for wrong in ("b:much", "b:nan"):
+        answer = told(tmp_path, lora=wrong)
+        assert answer.exit_code == 1 and "strength must be" in answer.output
