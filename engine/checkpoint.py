@@ -35,6 +35,7 @@ MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 4_000_000
 # Statistics stay exact on disk, whatever the weights are rounded to.
 EXACT = ("latents_mean", "latents_std")
+GRID_STEP = ".grid_step"  # beside an int8 tensor: what one of its numbers is worth
 
 
 @dataclass(frozen=True)
@@ -163,19 +164,36 @@ def tensor_bytes(tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.bfloa
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, floating ones as fp32.
+    """All tensors of a safetensors file, floating ones as fp32, and so those on a grid.
 
     Raises:
-        CheckpointError: the file is missing or not of this format.
+        CheckpointError: the file is missing or not of this format, or a grid has no step.
     """
     try:
         loaded = load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
-    return {
+    steps = {name: loaded.pop(name) for name in list(loaded) if name.endswith(GRID_STEP)}
+    tensors = {
         name: value.float() if value.is_floating_point() else value
         for name, value in loaded.items()
     }
+    for name, step in steps.items():
+        numbers = tensors.get(name.removesuffix(GRID_STEP))
+        if numbers is None or numbers.dtype != torch.int8 or step.numel() != 1:
+            raise CheckpointError(f"{path}: {name} is the step of no int8 tensor")
+        tensors[name.removesuffix(GRID_STEP)] = numbers.float() * step.float()
+    return tensors
+
+
+def on_grid(name: str, weight: Tensor, steps: int) -> dict[str, Tensor]:
+    """A matrix as int8 multiples of one step, `steps` of them in its root mean square (fewer where
+    its largest value needs it); vectors stay as they are. `read_tensors` is the way back."""
+    if weight.ndim < 2 or not bool(weight.any()):
+        return {name: weight}
+    wide = weight.float()
+    step = torch.maximum(wide.square().mean().sqrt() / steps, wide.abs().max() / 127)
+    return {name: torch.round(wide / step).to(torch.int8), name + GRID_STEP: step.view(1)}
 
 
 def load_strict(
@@ -233,7 +251,7 @@ def _like(config: Any, part: str, name: str, value: Any) -> Any:
 def _disk_dtype(name: str, value: Tensor, dtype: torch.dtype) -> torch.dtype:
     if not value.is_floating_point():
         return value.dtype
-    return torch.float32 if name in EXACT else dtype
+    return torch.float32 if name in EXACT or name.endswith(GRID_STEP) else dtype
 
 
 def _check_name(name: str) -> None:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from tokenizers import Encoding, Tokenizer
 from torch import Tensor, nn
 from transformers import UMT5Config, UMT5EncoderModel
 
+from engine.checkpoint import read_tensors
 from engine.errors import CheckpointError
 from engine.presets import TextConfig
 from engine.spec import Span
@@ -48,7 +48,7 @@ def load_tied(module: nn.Module, path: Path) -> None:
     Raises:
         CheckpointError: a name is missing or unknown, or a shape differs.
     """
-    tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
+    tensors = read_tensors(path)
     wanted = {name: parameter for name, parameter in module.named_parameters()}
     for name in sorted(wanted.keys() ^ tensors.keys()):
         kind = "lacks" if name in wanted else "holds the unknown"

@@ -3,24 +3,22 @@
 Gathers the exported weights, writes them with a manifest (sha256 of every file, the recipes and
 their lengths, the evaluation if there is one) into models/miniature, whole or not at all.
 
-The transformer's matrices are rounded to a grid of eight steps per root mean square: git keeps
-every version for ever, and so rounded a file packs into half the room. What ships is what is
-measured.
+The transformer's matrices are rounded to a grid of GRID steps per root mean square and stored as
+int8: git keeps every version for ever, and so a file packs into a third of the room. What ships is
+what is measured.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from engine.checkpoint import Manifest, read_tensors, save_folder, tensor_bytes
+from engine.checkpoint import Manifest, on_grid, read_tensors, save_folder, tensor_bytes
 from engine.errors import CheckpointError
 from training.report import read_log, smooth
 
@@ -36,6 +34,7 @@ FILES = {
     "detector.safetensors": "identity",
     "oracle.safetensors": "identity",
 }
+GRID = 6
 DIT = f"{FILES['dit.safetensors']}/dit.safetensors"
 STATES = {
     "vae": "miniature_vae",
@@ -67,18 +66,6 @@ def _require_own(evaluation: dict[str, Any], dit: bytes) -> None:
             " away, publish, save the last line of `python -m bench.identity --json` there, and"
             " publish again"
         )
-
-
-def rounded(weight: Tensor, steps: int = 8) -> Tensor:
-    """A matrix on a uniform grid: `steps` steps (to the nearest power of two) in its root mean
-    square, so that every value is a bf16 number with few bits. Vectors stay as they are."""
-    if weight.ndim < 2:
-        return weight.bfloat16()
-    size = float(weight.float().square().mean().sqrt())
-    if size == 0:
-        return weight.bfloat16()
-    step = 2.0 ** round(math.log2(size / steps))
-    return (torch.round(weight.float() / step) * step).bfloat16()
 
 
 def minutes(rows: list[dict[str, float]]) -> float:
@@ -129,7 +116,9 @@ def publish(runs: Path, target: Path, evaluation: dict[str, Any] | None = None) 
         if not path.exists():
             raise FileNotFoundError(f"{path} is missing: the recipe of {run} has not exported it")
         files[name] = path
-    dit = {name: rounded(tensor) for name, tensor in read_tensors(runs / DIT).items()}
+    dit: dict[str, Tensor] = {}
+    for name, tensor in read_tensors(runs / DIT).items():
+        dit |= on_grid(name, tensor, GRID)
     files["dit.safetensors"] = shipped = tensor_bytes(dit)
     if evaluation:
         _require_own(evaluation, shipped)

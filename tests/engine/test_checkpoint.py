@@ -9,7 +9,16 @@ import torch
 from torch import nn
 
 from engine import checkpoint
-from engine.checkpoint import Manifest, load_strict, save_folder, tensor_bytes, verify
+from engine.checkpoint import (
+    GRID_STEP,
+    Manifest,
+    load_strict,
+    on_grid,
+    read_tensors,
+    save_folder,
+    tensor_bytes,
+    verify,
+)
 from engine.errors import CheckpointError
 from engine.presets import MINIATURE
 
@@ -181,3 +190,37 @@ def test_a_pickle_is_not_opened(tmp_path):
     torch.save({"weight": torch.ones(2, 3)}, path)
     with pytest.raises(CheckpointError, match="cannot read"):
         load_strict(nn.Linear(3, 2), path)
+
+
+@pytest.mark.parametrize("outlier", [0.0, 500.0])
+def test_a_grid_comes_back_within_half_a_step(tmp_path, outlier):
+    weight = torch.randn(40, 30, generator=torch.Generator().manual_seed(0))
+    weight[0, 0] = outlier
+    parts = {**on_grid("w", weight, 6), **on_grid("b", weight[1], 6)}
+    path = tmp_path / "grid.safetensors"
+    path.write_bytes(tensor_bytes(parts))
+    found = read_tensors(path)
+    assert found.keys() == {"w", "b"} and found["w"].dtype == torch.float32
+    step = float(parts["w" + GRID_STEP])
+    assert (found["w"] - weight).abs().max() <= step / 2 * 1.001
+    size = float(weight.square().mean().sqrt())
+    assert step == pytest.approx(max(size / 6, outlier / 127), rel=0.01)
+    assert torch.equal(found["b"], weight[1].bfloat16().float())
+
+
+def test_a_matrix_of_zeros_has_no_grid():
+    assert on_grid("w", torch.zeros(2, 2), 6).keys() == {"w"}
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"w" + GRID_STEP: torch.ones(1)},
+        {"w" + GRID_STEP: torch.ones(1), "w": torch.ones(2, 2)},
+        {"w" + GRID_STEP: torch.ones(2), "w": torch.ones(2, 2, dtype=torch.int8)},
+    ],
+)
+def test_a_step_without_its_numbers_is_refused(tmp_path, tensors):
+    (tmp_path / "bad.safetensors").write_bytes(tensor_bytes(tensors))
+    with pytest.raises(CheckpointError, match="step of no int8 tensor"):
+        read_tensors(tmp_path / "bad.safetensors")
