@@ -76,7 +76,8 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
 def main(given: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 2 when a model folder cannot be used."""
     asked = arguments(given)
-    console = Console(stderr=True)
+    # A file or a pipe has no width: the table then gets the room that it needs.
+    console = Console(stderr=True, width=None if sys.stderr.isatty() else 160)
     try:
         result = measure(asked, console)
     except (TroupeError, ValueError) as error:
