@@ -182,7 +182,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         numbers = tensors.get(name.removesuffix(GRID_STEP))
         if numbers is None or numbers.dtype != torch.int8 or step.numel() != 1:
             raise CheckpointError(f"{path}: {name} is the step of no int8 tensor")
+        if not 0 < float(step) < float("inf"):
+            raise CheckpointError(f"{path}: {name} must be a positive number")
         tensors[name.removesuffix(GRID_STEP)] = numbers.float() * step.float()
+    bare = sorted(name for name, value in tensors.items() if value.dtype == torch.int8)
+    _complain(str(path), "lacks the grid step of", bare)
     return tensors
 
 
@@ -193,6 +197,8 @@ def on_grid(name: str, weight: Tensor, steps: int) -> dict[str, Tensor]:
         return {name: weight}
     wide = weight.float()
     step = torch.maximum(wide.square().mean().sqrt() / steps, wide.abs().max() / 127)
+    if not 0 < float(step) < float("inf"):
+        raise CheckpointError(f"{name} has no grid: its size is {float(step)}")
     return {name: torch.round(wide / step).to(torch.int8), name + GRID_STEP: step.view(1)}
 
 

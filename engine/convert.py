@@ -8,7 +8,7 @@
                   transformer has an identity stream that reads it
 
 A transformer without an identity stream becomes a folder that takes no subjects. Precision stays as
-published. Everything is read before anything is written, and the folder appears whole or not.
+published. Drafts lie beside the folder while it is made; it appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -109,7 +110,9 @@ def _models(
     dit = upstream.original_names(dit, base)
     for path, strength in sources.loras:
         tell(f"merging {path.name}")
-        dit = lora.merge(dit, lora.adapters(foreign.read(path), dit, str(path)), strength)
+        alpha = lora.declared_alpha(path)
+        found = lora.adapters(foreign.read(path), dit, str(path), alpha)
+        dit = lora.merge(dit, found, strength, str(path))
     files["dit.safetensors"] = _checked(own, dit, sources.dit, draft / "dit")
     tell("reading the VAE")
     vae = upstream.vae_names(foreign.read(sources.vae))
@@ -132,7 +135,7 @@ def _vlm(
     if sources.vlm is None or sources.vlm_tokenizer is None:
         raise CheckpointError("the transformer reads a VLM: its weights and tokenizer are needed")
     tell("reading the VLM")
-    tensors = foreign.read(sources.vlm)
+    tensors = upstream.vlm_names(foreign.read(sources.vlm))
     words = _tokenizer(sources.vlm_tokenizer)
     with torch.device("meta"):
         model = build_vlm(sizes.vlm, special_ids(Tokenizer.from_file(str(words))))
@@ -147,9 +150,14 @@ def _checked(
     """The tensors as a safetensors file, if they are those of the model and all finite."""
     checkpoint.check_names(own, tensors, str(source))
     for name, value in tensors.items():
-        if not bool(torch.isfinite(value).all()):
+        if not value.is_floating_point():
+            raise CheckpointError(f"{source}: {name} is {value.dtype}, not a floating type")
+        if not bool(value.float().isfinite().all()):
             raise CheckpointError(f"{source}: {name} holds numbers that are not finite")
-    save_file({name: value.contiguous() for name, value in tensors.items()}, draft)
+    try:
+        save_file({name: value.contiguous() for name, value in tensors.items()}, draft)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{draft.parent.parent} cannot be written: {error}") from error
     return draft
 
 
@@ -189,7 +197,7 @@ def _tokenizer(path: Path) -> Path:
 
 
 def _has_stream(tensors: Mapping[str, Tensor]) -> bool:
-    return any(name.startswith(STREAM_PARAMETERS) for name in tensors)
+    return any(name.removeprefix(upstream.PREFIX).startswith(STREAM_PARAMETERS) for name in tensors)
 
 
 def _merged(configs: Configs, more: Configs) -> Configs:

@@ -11,6 +11,9 @@ Names and precision stay as they are; `engine.upstream` knows what ours are call
 from __future__ import annotations
 
 import json
+import os
+import pickle
+import re
 import subprocess
 import sys
 import tempfile
@@ -37,6 +40,13 @@ def read(path: Path) -> dict[str, Tensor]:
         CheckpointError: the path, a shard, or a tensor of the index is missing or unreadable.
     """
     path = Path(path)
+    try:
+        return _read(path)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _read(path: Path) -> dict[str, Tensor]:
     if path.is_dir():
         return _read_folder(path)
     if not path.is_file():
@@ -68,11 +78,16 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
     if missing:
         raise CheckpointError(f"{index.parent} lacks {', '.join(missing)} of {len(names)} shards")
     tensors: dict[str, Tensor] = {}
+    strange: list[str] = []
     for name in names:
-        tensors |= _read_safetensors(index.parent / name)
+        held = _read_safetensors(index.parent / name)
+        tensors |= {key: value for key, value in held.items() if place.get(key) == name}
+        strange += sorted(held.keys() - place.keys())
     lost = sorted(place.keys() - tensors.keys())
     if lost:
-        raise CheckpointError(f"{index.parent}: {lost[0]} is in no shard")
+        raise CheckpointError(f"{index.parent}: {lost[0]} is not in the shard of the index")
+    if strange:
+        raise CheckpointError(f"{index.parent}: its shards hold {strange[0]}, the index does not")
     return {name: tensors[name] for name in place}
 
 
@@ -81,7 +96,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     try:
         place = json.loads(index.read_bytes())["weight_map"]
         plain = all(Path(shard).name == shard for shard in place.values())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{index} is not an index of shards") from error
     if not plain:
         raise CheckpointError(f"{index} names a shard outside of its folder")
@@ -99,12 +114,15 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     """Unpickles in a child, for a pickle is a program; what comes back is safetensors."""
     with tempfile.TemporaryDirectory(prefix="troupe-convert-") as folder:
         target = Path(folder) / "weights.safetensors"
-        command = [sys.executable, "-m", "engine.foreign", str(path), str(target)]
-        child = subprocess.run(command, capture_output=True, text=True, check=False)
+        # -P and the path: modules come from where this one came from, never from the folder in
+        # which somebody happens to stand.
+        command = [sys.executable, "-P", "-m", "engine.foreign", str(path.resolve()), str(target)]
+        found = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+        child = subprocess.run(command, capture_output=True, text=True, check=False, env=found)
         if child.returncode:
             told = child.stderr.strip().splitlines()[-1:] or [f"status {child.returncode}"]
             raise CheckpointError(f"cannot read {path}: {told[0]}")
-        return {name: tensor.clone() for name, tensor in load_file(target).items()}
+        return {name: tensor.clone() for name, tensor in _read_safetensors(target).items()}
 
 
 def unpickle(source: Path, target: Path) -> None:
@@ -117,6 +135,10 @@ def unpickle(source: Path, target: Path) -> None:
         held: Any = torch.load(
             source, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(source)
         )
+    except pickle.UnpicklingError as error:
+        told = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+        what = f", such as {told[1]}" if told else ""
+        raise CheckpointError(f"it is no pickle of tensors alone; it holds code{what}") from error
     except Exception as error:  # noqa: BLE001 - whatever a hostile file provokes, in one line
         raise CheckpointError(str(error).strip().splitlines()[0]) from error
     for key in WRAPPERS:
@@ -125,10 +147,15 @@ def unpickle(source: Path, target: Path) -> None:
     if not isinstance(held, dict) or not held:
         raise CheckpointError(f"it holds a {type(held).__name__}, not named tensors")
     for name, value in held.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
+        if not isinstance(name, str):
+            raise CheckpointError(f"the name {name!r} is a {type(name).__name__}, not a text")
+        if not isinstance(value, Tensor):
             raise CheckpointError(f"{name!r} is a {type(value).__name__}, not a tensor")
     # Tensors that share memory cannot be written as they are.
-    save_file({name: value.contiguous().clone() for name, value in held.items()}, target)
+    try:
+        save_file({name: value.contiguous().clone() for name, value in held.items()}, target)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"its copy {target} cannot be written: {error}") from error
 
 
 if __name__ == "__main__":

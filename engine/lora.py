@@ -5,17 +5,20 @@
     diffusers        transformer.blocks.0.attn1.to_q.lora_A.weight
     kohya, musubi    lora_unet_blocks_0_self_attn_q.lora_down.weight, .alpha
 
-The weight becomes W + strength * (alpha / rank) * B A (arXiv 2106.09685, section 4.1); a file
-without an alpha means alpha = rank. Every tensor of the file must find its place.
+The weight becomes W + strength * (alpha / rank) * B A (arXiv 2106.09685, section 4.1). alpha stands
+in the file as a tensor, in its header (`training.lora`: rank, scale), in adapter_config.json beside
+it (peft), or nowhere: then it is the rank. Every tensor of the file must find its place.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
-import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from engine.errors import CheckpointError
@@ -23,6 +26,7 @@ from engine.upstream import diffusers_name
 
 _PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.")
 _KOHYA = "lora_unet_"
+_UNSUPPORTED = ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern")
 _PART = re.compile(
     r"(?P<target>.+)\.(?:(?P<down>lora_A(?:\.\w+)?\.weight|lora_down\.weight)"
     r"|(?P<up>lora_B(?:\.\w+)?\.weight|lora_up\.weight)|(?P<alpha>alpha))"
@@ -43,12 +47,16 @@ class Adapter:
 
 
 def adapters(
-    tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor], label: str = "the LoRA"
+    tensors: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+    label: str = "the LoRA",
+    alpha: float | None = None,
 ) -> dict[str, Adapter]:
     """The adapters of a LoRA file, by the name of the weight that each changes.
 
     Args:
         weights: of the transformer, under our names.
+        alpha: of every adapter that has none of its own, see `declared_alpha`; None is the rank.
 
     Raises:
         CheckpointError: a tensor belongs to no weight, lacks its partner, or is of another width;
@@ -62,24 +70,64 @@ def adapters(
         down, up = own["down"], own["up"]
         wanted = tuple(weights[name].shape)
         got = (up.shape[0], down.shape[-1]) if down.ndim == up.ndim == 2 else ()
-        if got != wanted or up.shape[1] != down.shape[0]:
+        if got != wanted or up.shape[1] != down.shape[0] or not len(down):
             sizes = f"{tuple(up.shape)} x {tuple(down.shape)}"
             raise CheckpointError(f"{label} is for another width: {name} is {wanted}, not {sizes}")
-        alpha = float(own["alpha"]) if "alpha" in own else float(len(down))
-        found[name] = Adapter(down, up, alpha)
+        if "alpha" in own and own["alpha"].numel() != 1:
+            raise CheckpointError(f"{label}: the alpha of {name} must be one number")
+        assumed = float(len(down)) if alpha is None else alpha
+        found[name] = Adapter(down, up, float(own["alpha"]) if "alpha" in own else assumed)
     if not found:
         raise CheckpointError(f"{label} holds no adapters")
     return found
 
 
+def declared_alpha(path: Path) -> float | None:
+    """What a LoRA's header or its adapter_config.json says of alpha, for all of its adapters.
+
+    Raises:
+        CheckpointError: the configuration scales in a way that is not supported.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors" and path.is_file():
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = file.metadata() or {}
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"cannot read {path}: {error}") from error
+        if {"rank", "scale"} <= header.keys():
+            return float(header["rank"]) * float(header["scale"])
+    config = (path if path.is_dir() else path.parent) / "adapter_config.json"
+    if not config.is_file():
+        return None
+    try:
+        said = json.loads(config.read_bytes())
+        odd = [key for key in _UNSUPPORTED if said.get(key)]
+        alpha = float(said["lora_alpha"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{config} is not the configuration of a LoRA") from error
+    if odd:
+        raise CheckpointError(f"{config}: {odd[0]} is not supported")
+    return alpha
+
+
 def merge(
-    weights: Mapping[str, Tensor], found: Mapping[str, Adapter], strength: float = 1.0
+    weights: Mapping[str, Tensor],
+    found: Mapping[str, Adapter],
+    strength: float = 1.0,
+    label: str = "the LoRA",
 ) -> dict[str, Tensor]:
-    """The weights with the adapters in them; each keeps its precision."""
+    """The weights with the adapters in them; each keeps its precision.
+
+    Raises:
+        CheckpointError: a weight would be too large for its precision.
+    """
     merged = dict(weights)
     for name, adapter in found.items():
         own = weights[name]
         merged[name] = (own.float() + strength * adapter.delta()).to(own.dtype)
+        if not bool(merged[name].float().isfinite().all()):
+            raise CheckpointError(f"{label} at strength {strength:g} makes {name} infinite")
     return merged
 
 
@@ -92,9 +140,11 @@ def _parts(
     for key, value in tensors.items():
         match = _PART.fullmatch(key)
         name = places.get(_plain(match["target"])) if match else None
+        if match is None and key.endswith((".diff", ".diff_b", ".dora_scale")):
+            raise CheckpointError(f"{label}: {key} is a kind of change that is not supported")
         if match is None or name is None:
             raise CheckpointError(f"{label}: {key} belongs to no weight of this transformer")
-        if not bool(torch.isfinite(value).all()):
+        if not bool(value.float().isfinite().all()):
             raise CheckpointError(f"{label}: {key} holds numbers that are not finite")
         kind = str(match.lastgroup)
         if kind in parts.setdefault(name, {}):

@@ -234,7 +234,7 @@ def _subjects(preset: Preset, spec: Spec) -> SubjectInputs | None:
 
 
 def _decoding(preset: Preset, spec: Spec, vae: Any) -> Cost:
-    """Counted for one, two and three latent frames: from the second on each costs the same."""
+    """Counted for up to four latent frames: from the third on each adds the same."""
     config, cell = preset.vae, preset.vae.spatial_factor
     num = (spec.num_frames - 1) // config.temporal_factor + 1
 
@@ -242,15 +242,15 @@ def _decoding(preset: Preset, spec: Spec, vae: Any) -> Cost:
         z = _meta(1, config.z_dim, frames, spec.height // cell, spec.width // cell)
         return metered(lambda: vae.decode(z).sample)
 
-    if num <= 3:
+    if num <= 4:
         return decode(num)
-    two, three = decode(2), decode(3)
+    three, four = decode(3), decode(4)
     flops = Counter(
-        {kind: two.flops[kind] + (num - 2) * (three.flops[kind] - two.flops[kind])
-         for kind in three.flops}
+        {kind: three.flops[kind] + (num - 3) * (four.flops[kind] - three.flops[kind])
+         for kind in four.flops}
     )  # fmt: skip
-    growth = three.peak_bytes - two.peak_bytes
-    return Cost(flops, two.peak_bytes + (num - 2) * growth)
+    growth = four.peak_bytes - three.peak_bytes
+    return Cost(flops, three.peak_bytes + (num - 3) * growth)
 
 
 def vlm_tokens(config: VLMConfig, num_pictures: int, height: int, width: int) -> int:

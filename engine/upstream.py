@@ -108,3 +108,19 @@ def vae_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     renamed: dict[str, Tensor] = convert_wan_vae_to_diffusers(dict(tensors))
     return renamed
+
+
+def vlm_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Qwen2.5-VL under the names of transformers 5, from those or from the published ones.
+
+    The vocabulary's own projection is left out: hidden states are all that a transformer reads.
+    """
+    renamed = {}
+    for name, value in tensors.items():
+        if name.startswith("visual."):
+            name = f"model.{name}"
+        elif re.match(r"model\.(layers|embed_tokens|norm)\.", name):
+            name = name.replace("model.", "model.language_model.", 1)
+        if name != "lm_head.weight":
+            renamed[name] = value
+    return renamed

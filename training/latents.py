@@ -24,20 +24,24 @@ from torch import Tensor
 FLOOR = 0.02  # of the largest eigenvalue of M: A must have an inverse
 
 
-def pixel_metric(decode: Callable[[Tensor], Tensor], z_BCFHW: Tensor, probes: int = 2) -> Tensor:
-    """M with trace 1, [C, C], averaged over the cells of `z`.
+def pixel_metric(
+    decode: Callable[[Tensor], Tensor], z_BCFHW: Tensor, probes: int = 2, seed: int = 0
+) -> Tensor:
+    """The sum of J^T J over the cells of `z`, [C, C].
 
     E[g g^T] with g = J^T r is J^T J for white r, so a few backward passes measure it.
     """
+    generator = torch.Generator().manual_seed(seed)
     z_BCFHW = z_BCFHW.detach().requires_grad_(True)
     metric_CC = z_BCFHW.new_zeros(z_BCFHW.shape[1], z_BCFHW.shape[1])
     with torch.enable_grad():
         y = decode(z_BCFHW)
         for _ in range(probes):
-            (slope,) = torch.autograd.grad(y, z_BCFHW, torch.randn_like(y), retain_graph=True)
+            noise = torch.randn(y.shape, generator=generator).to(y)
+            (slope,) = torch.autograd.grad(y, z_BCFHW, noise, retain_graph=True)
             rows = slope.movedim(1, -1).flatten(0, -2)
             metric_CC += rows.T @ rows
-    return metric_CC / metric_CC.trace()
+    return metric_CC / probes
 
 
 def basis(metric_CC: Tensor, covariance_CC: Tensor) -> Tensor:

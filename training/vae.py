@@ -161,12 +161,12 @@ def export_fn(model: nn.Module, folder: Path) -> None:
     for seed in range(48):
         clip = sample_clip(seed)
         for pixels in (clip.frames, clip.references[:1]):
-            encoded.append(vae_whole.encode(model, to_pixels(pixels)[None]))
+            encoded.append(z := vae_whole.encode(model, to_pixels(pixels)[None]))
             if seed < METRIC_CLIPS:
-                metrics.append(pixel_metric(partial(vae_whole.decode, model), encoded[-1]))
+                metrics.append(pixel_metric(partial(vae_whole.decode, model), z, seed=seed))
     mean, covariance = moments(encoded)
     tensors = {name: p.to(torch.bfloat16).contiguous() for name, p in model.state_dict().items()}
-    tensors = fold(tensors, mean, basis(torch.stack(metrics).mean(0), covariance))
+    tensors = fold(tensors, mean, basis(torch.stack(metrics).sum(0), covariance))
     num = len(mean)
     tensors["latents_mean"], tensors["latents_std"] = torch.zeros(num), torch.ones(num)
     save_file(tensors, folder / "vae.safetensors")

@@ -49,6 +49,8 @@ def read_lora(given: str) -> tuple[Path, float]:
     path, sign, strength = given.rpartition(":")
     if not sign or "/" in strength:
         return Path(given), 1.0
+    if not path:
+        fail(f"--lora {given}: must be FILE or FILE:STRENGTH")
     try:
         value = float(strength)
     except ValueError:

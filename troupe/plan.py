@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 MODES = ("off", "single", "dual")
 # Fields of a Spec that go by another name here than in `troupe generate`.
-OPTIONS = {"guidance.interval": "--interval", "subjects": "--subjects"}
+OPTIONS = {"guidance.interval": "--interval"}
 
 
 def plan(
@@ -38,11 +38,14 @@ def plan(
         fail(f"--preset {preset}: must be one of {', '.join(PRESETS)}")
     if guidance not in MODES:
         fail(f"--guidance {guidance}: must be one of {', '.join(MODES)}")
+    most = PRESETS[preset].limits.max_subjects
+    if not 0 <= subjects <= most:
+        fail(f"--subjects {subjects}: must be from 0 to {most}")
     asked: dict[str, Any] = {"num_frames": frames, "steps": steps}
     asked = {name: value for name, value in asked.items() if value is not None}
     try:
         asked |= {**parse_size(size), "guidance": _guidance(PRESETS[preset], guidance, interval)}
-        names = tuple(f"s{number}" for number in range(max(subjects, 0)))
+        names = tuple(f"s{number}" for number in range(subjects))
         prompt = " and ".join(f"@{name}" for name in names) or "a place"
         spec = Spec.of(PRESETS[preset], prompt, names, **asked)
         with err.status("counting on tensors without contents"):
@@ -136,4 +139,4 @@ def _show_memory(found: "Plan") -> None:
         need = found.memory_bytes(encoders) / 1e9
         fits = need <= found.card.memory_gb
         verdict = "[green]fits[/]" if fits else "[red]does not fit[/]"
-        out.print(f"Memory, {title}: {need:.3g} GB, {verdict}.")
+        out.print(f"Memory in bf16, {title}: {need:.3g} GB, {verdict}.")

@@ -224,3 +224,20 @@ def test_a_step_without_its_numbers_is_refused(tmp_path, tensors):
     (tmp_path / "bad.safetensors").write_bytes(tensor_bytes(tensors))
     with pytest.raises(CheckpointError, match="step of no int8 tensor"):
         read_tensors(tmp_path / "bad.safetensors")
+
+
+def test_numbers_without_a_step_or_with_a_senseless_one_are_refused(tmp_path):
+    numbers = torch.ones(2, 2, dtype=torch.int8)
+    for step in (None, 0.0, -1.0, float("nan"), float("inf")):
+        tensors = {"w": numbers}
+        if step is not None:
+            tensors["w" + GRID_STEP] = torch.tensor([step])
+        (tmp_path / "bad.safetensors").write_bytes(tensor_bytes(tensors))
+        with pytest.raises(CheckpointError, match="grid step of w|must be a positive"):
+            read_tensors(tmp_path / "bad.safetensors")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e-44])
+def test_what_fits_no_grid_is_refused(value):
+    with pytest.raises(CheckpointError, match="w has no grid"):
+        on_grid("w", torch.full((2, 2), value), 6)

@@ -21,6 +21,8 @@ from engine.presets import WAN_1_3B, WAN_14B, Preset
 from engine.spec import Spec
 from engine.text import TextEncoder, build_text_model
 from engine.vae import VAE, build_vae
+from engine.vlm import SPECIALS as VLM_SPECIALS
+from engine.vlm import build_vlm, special_ids
 from tests.engine.conftest import SPECIALS, TOY_PRESET, byte_tokenizer, random_dit
 
 PLAIN_DIT = replace(TOY_PRESET.dit, subject_layers=0, use_vlm=False)
@@ -163,6 +165,7 @@ def _spoil(models: dict[str, dict[str, Tensor]], part: str, name: str, value: An
         ("dit", "extra", torch.ones(1), "has the unknown extra"),
         ("dit", "head.head.bias", torch.ones(3), r"has another shape: head\.head\.bias"),
         ("dit", "head.head.bias", torch.full((64,), torch.nan), "head.bias holds numbers"),
+        ("dit", "head.head.bias", torch.ones(64, dtype=torch.bool), "not a floating type"),
         ("text", "shared.weight", None, r"text\.safetensors lacks shared\.weight"),
         ("vae", "quant_conv.bias", torch.ones(1), "quant_conv.bias is"),
     ],
@@ -209,6 +212,31 @@ def test_loras_are_melted_in(tmp_path: Path) -> None:
     for name, value in models["dit"].items():
         change = 0.5 * up @ down if name == "blocks.0.ffn.0.weight" else 0
         torch.testing.assert_close(state[name], value + change)
+
+
+def test_fp8_is_read(tmp_path: Path) -> None:
+    models = published()
+    models["dit"] = {k: v.to(torch.float8_e4m3fn) for k, v in models["dit"].items()}
+    sources = laid_out(tmp_path, models, {part: str for part in models}, pickled=False)
+    convert(tmp_path / "model", "wan-1.3b", sources, differences(SMALL))
+    state = Engine.load(tmp_path / "model").dit.state_dict()
+    assert all(torch.equal(state[name], value.float()) for name, value in models["dit"].items())
+
+
+def test_published_names_of_qwen() -> None:
+    words = byte_tokenizer(list(VLM_SPECIALS))
+    model = build_vlm(TOY_PRESET.vlm, special_ids(words))
+    own = {name: value.detach() for name, value in model.named_parameters()}
+    published = {
+        name.replace("model.visual.", "visual.").replace("model.language_model.", "model."): value
+        for name, value in own.items()
+    }
+    assert published.keys().isdisjoint(own)
+    published["lm_head.weight"] = torch.ones(1)
+    for tensors in (published, own):
+        renamed = upstream.vlm_names(tensors)
+        assert renamed.keys() == own.keys()
+        assert all(renamed[name] is value for name, value in own.items())
 
 
 def test_an_existing_folder_and_a_bad_tokenizer(tmp_path: Path) -> None:

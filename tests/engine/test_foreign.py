@@ -50,7 +50,7 @@ def test_half_a_shard_set_names_the_missing_one(tmp_path: Path) -> None:
 def test_a_tensor_of_the_index_that_no_shard_holds(tmp_path: Path) -> None:
     folder = sharded(tmp_path / "m")
     save_file({"other": torch.ones(1)}, folder / "m-00002-of-00002.safetensors")
-    with pytest.raises(CheckpointError, match="b is in no shard"):
+    with pytest.raises(CheckpointError, match="b is not in the shard"):
         foreign.read(folder)
 
 
@@ -118,3 +118,43 @@ def test_what_is_not_there_or_not_weights(tmp_path: Path) -> None:
         (tmp_path / name).write_text("words")
         with pytest.raises(CheckpointError, match=message):
             foreign.read(tmp_path / name)
+
+
+def test_code_in_the_folder_where_one_stands_does_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(TENSORS, tmp_path / "model.pth")
+    trap = tmp_path / "trap"
+    (trap / "engine").mkdir(parents=True)
+    for name in ("engine/__init__.py", "engine/foreign.py", "torch.py", "json.py"):
+        (trap / name).write_text("open('ran', 'w')\n")
+    monkeypatch.chdir(trap)
+    assert same(foreign.read(Path("../model.pth")))
+    assert not (trap / "ran").exists()
+
+
+def test_a_shard_holds_what_the_index_says(tmp_path: Path) -> None:
+    folder = sharded(tmp_path / "m")
+    save_file({"b": TENSORS["b"], "c": torch.ones(1)}, folder / "m-00002-of-00002.safetensors")
+    with pytest.raises(CheckpointError, match="shards hold c, the index does not"):
+        foreign.read(folder)
+    save_file({"b": TENSORS["b"], "a.weight": torch.ones(1)},
+              folder / "m-00002-of-00002.safetensors")  # fmt: skip
+    assert same(foreign.read(folder))
+
+
+def test_an_index_too_deep_or_no_file(tmp_path: Path) -> None:
+    index = tmp_path / "m.index.json"
+    index.write_text("[" * 200_000)
+    with pytest.raises(CheckpointError, match="not an index"):
+        foreign.read(tmp_path)
+    index.unlink()
+    index.mkdir()
+    with pytest.raises(CheckpointError, match="cannot read"):
+        foreign.read(tmp_path)
+
+
+def test_a_pickle_with_a_number_for_a_name(tmp_path: Path) -> None:
+    torch.save({1: torch.ones(1)}, tmp_path / "model.pth")
+    with pytest.raises(CheckpointError, match="the name 1 is a int"):
+        foreign.read(tmp_path / "model.pth")

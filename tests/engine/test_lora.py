@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from engine import lora
@@ -104,7 +106,15 @@ def test_what_peft_writes_is_read() -> None:
     ("change", "message"),
     [
         ({"base_model.model.blocks.9.ffn.0.lora_A.weight": torch.ones(2, 2)}, "belongs to no"),
-        ({"base_model.model.blocks.0.ffn.0.diff": torch.ones(2, 2)}, "belongs to no weight"),
+        ({"base_model.model.blocks.0.ffn.0.diff": torch.ones(2, 2)}, "kind of change"),
+        ({"base_model.model.head.head.alpha": torch.ones(2)}, "must be one number"),
+        (
+            {
+                "base_model.model.head.head.lora_A.weight": torch.ones(0, 48),
+                "base_model.model.head.head.lora_B.weight": torch.ones(64, 0),
+            },
+            "another width",
+        ),
         ({"base_model.model.head.head.lora_A.weight": torch.ones(RANK, 7)}, "another width"),
         ({"base_model.model.head.head.lora_B.weight": None}, "only one half"),
         ({"base_model.model.head.head.lora_A.weight": torch.full((4, 48), torch.inf)}, "finite"),
@@ -122,3 +132,36 @@ def test_a_file_for_another_model_is_refused(
 def test_an_empty_file_is_refused() -> None:
     with pytest.raises(CheckpointError, match="no adapters"):
         lora.adapters({}, WEIGHTS)
+
+
+def test_alpha_from_our_own_header_and_from_pefts_configuration(tmp_path: Path) -> None:
+    tensors = {name: value.contiguous() for name, value in file_of("peft").items()}
+    ours, bare = tmp_path / "ours.safetensors", tmp_path / "bare" / "adapter_model.safetensors"
+    save_file(tensors, ours, {"rank": str(RANK), "scale": "2.0"})
+    bare.parent.mkdir()
+    save_file(tensors, bare)
+    assert lora.declared_alpha(bare) is None
+    (bare.parent / "adapter_config.json").write_text('{"r": 4, "lora_alpha": 8}')
+    for path in (ours, bare, bare.parent):
+        assert lora.declared_alpha(path) == 8.0
+    found = lora.adapters(tensors, WEIGHTS, alpha=8.0)
+    a, b = halves()[TARGETS[0]]
+    torch.testing.assert_close(found[f"{TARGETS[0]}.weight"].delta(), 2 * b @ a)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("[]", "not the configuration"), ('{"lora_alpha": 8, "use_rslora": true}', "use_rslora is")],
+)
+def test_a_configuration_that_cannot_be_followed(
+    tmp_path: Path, content: str, message: str
+) -> None:
+    (tmp_path / "adapter_config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=message):
+        lora.declared_alpha(tmp_path / "adapter_model.safetensors")
+
+
+def test_a_strength_that_overflows_is_told() -> None:
+    half = {name: value.half() for name, value in WEIGHTS.items()}
+    with pytest.raises(CheckpointError, match="at strength 1e\\+06 makes"):
+        lora.merge(half, lora.adapters(file_of("peft"), half), strength=1e6)

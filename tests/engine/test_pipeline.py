@@ -100,6 +100,19 @@ def test_cancels_within_one_step(engine, stop_at):
     assert len(steps) == 2 * stop_at
 
 
+def test_without_guidance_the_negative_prompt_costs_nothing(engine):
+    """Off: one kind of forward, and the frames of the full condition alone."""
+    off = Guidance(scale=1.0)
+    batch, negative = (stack([part]) for part in engine.encode(SPEC, CAST))
+    assert off.is_off and not Guidance(scale=1.5).is_off and not Guidance("dual", 1.0).is_off
+    conditions = engine.conditions(batch, negative, off)
+    assert conditions.empty is None and conditions.image is None
+    assert engine.conditions(batch, negative, Guidance()).empty is not None
+    never = Guidance(scale=3.0, interval=(0.0, 0.0))  # evaluated nowhere: the same velocity
+    made, wanted = (engine.generate(replace(SPEC, guidance=g), CAST) for g in (off, never))
+    assert np.array_equal(made.frames, wanted.frames)
+
+
 def test_conditions_are_computed_once_per_request(engine):
     calls = {"text": 0, "stream": 0, "step": 0}
     watched = {

@@ -12,6 +12,7 @@ from engine.dit import SubjectInputs, WanDiT
 from engine.plan import CARDS, Plan, Stage, forwards, metered, plan, vlm_flops
 from engine.presets import MINIATURE, WAN_1_3B, WAN_14B, Preset
 from engine.spec import Guidance, Spec
+from engine.vae import build_vae
 from engine.vlm import build_vlm
 
 
@@ -145,3 +146,19 @@ def test_stages_without_work_are_not_listed() -> None:
     spec = asked(MINIATURE, 0, steps=2, guidance=Guidance(scale=1.0))
     found = plan(MINIATURE, spec, CARDS["l4"])
     assert not any("negative" in s.name or "picture" in s.name for s in found.stages)
+
+
+def test_decoding_of_a_long_video_is_what_it_would_be_metered() -> None:
+    """Counted from four latent frames; here all eight are run."""
+    spec = asked(MINIATURE, 0, num_frames=29)
+    counted = planning._decoding(MINIATURE, spec, _meta_vae())
+    z = torch.empty(1, 16, 8, 16, 24, dtype=torch.bfloat16, device="meta")
+    vae = _meta_vae()
+    metered_whole = metered(lambda: vae.decode(z).sample)
+    assert counted.flops == metered_whole.flops
+    assert counted.peak_bytes == pytest.approx(metered_whole.peak_bytes, rel=0.03)
+
+
+def _meta_vae() -> torch.nn.Module:
+    with torch.device("meta"):
+        return build_vae(MINIATURE.vae).bfloat16().requires_grad_(False)
