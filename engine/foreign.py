@@ -137,8 +137,8 @@ def unpickle(source: Path, target: Path) -> None:
         )
     except pickle.UnpicklingError as error:
         told = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
-        what = f", such as {told[1]}" if told else ""
-        raise CheckpointError(f"it is no pickle of tensors alone; it holds code{what}") from error
+        what = f"it holds code, such as {told[1]}" if told else "it is no pickle of tensors"
+        raise CheckpointError(what) from error
     except Exception as error:  # noqa: BLE001 - whatever a hostile file provokes, in one line
         raise CheckpointError(str(error).strip().splitlines()[0]) from error
     for key in WRAPPERS:

@@ -113,8 +113,8 @@ def _show(found: "Plan", spec: Spec) -> None:
     for stage in found.stages:
         table.add_row(stage.name, *_row(found, stage))
     out.print(table)
-    floor, usual = f"[bold]{found.floor_s:,.3g} s[/]", f"[bold]{found.expected_s:,.3g} s[/]"
-    total = f"In all {found.flops / 1e12:,.6g} TFLOP"
+    floor, usual = f"[bold]{found.floor_s:,.1f} s[/]", f"[bold]{found.expected_s:,.1f} s[/]"
+    total = f"In all {found.flops / 1e12:,.2f} TFLOP"
     out.print(f"{total}: no program needs less than {floor}, good ones take about {usual}.")
     forwards = (f"{mode} {sum(runs)}" for mode, runs in found.options.items())
     out.print(f"Forwards by kind of guidance: {', '.join(forwards)}.")
@@ -128,8 +128,8 @@ def _row(found: "Plan", stage: "Stage") -> list[str]:
     return [
         str(stage.runs),
         f"{each:.4g}",
-        f"{stage.runs * each:,.4g}",
-        f"{seconds:.3g}",
+        f"{stage.runs * each:,.{0 if stage.runs * each >= 1000 else 3}f}",
+        f"{seconds:,.{0 if seconds >= 100 else 2}f}",
         f"{peak:.2f}" if peak else "",
     ]
 
