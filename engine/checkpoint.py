@@ -136,8 +136,8 @@ def save_folder(
         CheckpointError: the folder exists and `overwrite` is off, or a file name is not plain.
     """
     folder = Path(folder)
-    if folder.exists() and not overwrite:
-        raise CheckpointError(f"{folder} exists; a published model is never changed in place")
+    if not overwrite:
+        check_new(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -154,6 +154,12 @@ def save_folder(
     return manifest
 
 
+def check_new(folder: Path) -> None:
+    """Raises CheckpointError when there is something where a model folder is to be written."""
+    if folder.exists():
+        raise CheckpointError(f"{folder} exists; a published model is never changed in place")
+
+
 def tensor_bytes(tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.bfloat16) -> bytes:
     """A safetensors file of these tensors, floating ones rounded to `dtype`."""
     rounded = {
@@ -163,16 +169,25 @@ def tensor_bytes(tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.bfloa
     return save(rounded)
 
 
+def open_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file as they are on disk.
+
+    Raises:
+        CheckpointError: the file is missing or not of this format.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a safetensors file, floating ones as fp32, and so those on a grid.
 
     Raises:
         CheckpointError: the file is missing or not of this format, or a grid has no step.
     """
-    try:
-        loaded = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
+    loaded = open_tensors(path)
     steps = {name: loaded.pop(name) for name in list(loaded) if name.endswith(GRID_STEP)}
     tensors = {
         name: value.float() if value.is_floating_point() else value

@@ -76,8 +76,7 @@ def convert(
         CheckpointError: a file is missing or unreadable, `target` exists, a tensor is missing,
             unknown, of another shape or not finite; the message names it.
     """
-    if target.exists():
-        raise CheckpointError(f"{target} exists; a published model is never changed in place")
+    checkpoint.check_new(target)
     tell("reading the transformer")
     dit = foreign.read(sources.dit)
     manifest = Manifest(preset, configs=configs or {}, lineage={"converted": _names(sources)})

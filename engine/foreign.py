@@ -23,9 +23,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from engine.checkpoint import open_tensors
 from engine.errors import CheckpointError
 
 PICKLES = (".pth", ".pt", ".bin")
@@ -52,7 +53,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise CheckpointError(f"there is no {path}")
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
+        return open_tensors(path)
     if path.suffix in PICKLES:
         return _read_pickle(path)
     kinds = ", ".join((".safetensors", *PICKLES))
@@ -65,7 +66,7 @@ def _read_folder(folder: Path) -> dict[str, Tensor]:
         files = sorted(folder.glob("*.safetensors"))
         if len(files) != 1:
             raise CheckpointError(f"{folder} holds no index, and {len(files)} safetensors files")
-        return _read_safetensors(files[0])
+        return open_tensors(files[0])
     if len(indices) > 1:
         raise CheckpointError(f"{folder} holds {len(indices)} indices: name one model's folder")
     return _read_shards(indices[0])
@@ -80,7 +81,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     strange: list[str] = []
     for name in names:
-        held = _read_safetensors(index.parent / name)
+        held = open_tensors(index.parent / name)
         tensors |= {key: value for key, value in held.items() if place.get(key) == name}
         strange += sorted(held.keys() - place.keys())
     lost = sorted(place.keys() - tensors.keys())
@@ -103,13 +104,6 @@ def _weight_map(index: Path) -> dict[str, str]:
     return dict(place)
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
-
-
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     """Unpickles in a child, for a pickle is a program; what comes back is safetensors."""
     with tempfile.TemporaryDirectory(prefix="troupe-convert-") as folder:
@@ -122,7 +116,7 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         if child.returncode:
             told = child.stderr.strip().splitlines()[-1:] or [f"status {child.returncode}"]
             raise CheckpointError(f"cannot read {path}: {told[0]}")
-        return {name: tensor.clone() for name, tensor in _read_safetensors(target).items()}
+        return {name: tensor.clone() for name, tensor in open_tensors(target).items()}
 
 
 def unpickle(source: Path, target: Path) -> None:

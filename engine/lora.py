@@ -22,9 +22,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from engine.errors import CheckpointError
-from engine.upstream import diffusers_name
+from engine.upstream import PREFIX, diffusers_name
 
-_PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.")
+_PREFIXES = ("base_model.model.", PREFIX, "diffusion_model.", "transformer.")
 _KOHYA = "lora_unet_"
 _UNSUPPORTED = ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern")
 _PART = re.compile(

@@ -114,7 +114,7 @@ class Engine:
             stack([batch]),
             stack([negative]),
             [spec.seed],
-            self.latent_shape(spec.width, spec.height, spec.num_frames),
+            self.preset.latent_shape(spec.width, spec.height, spec.num_frames),
             flow.schedule(spec.solver, spec.steps, self.preset.defaults.shift),
             spec.guidance,
             lambda step: tell(self._progress(step)),
@@ -132,10 +132,7 @@ class Engine:
             raise SpecError("subjects", "there must be one picture for each name, and no other")
         ordered = [by_name[name] for name in spec.names]
         text, spans = text_of(spec.prompt, spec.names)
-        size = (
-            self.preset.reference_width or spec.width,
-            self.preset.reference_height or spec.height,
-        )
+        size = self.preset.reference_size(spec.width, spec.height)
 
         def kept(
             text: str, spans: Sequence[Sequence[Span]], pictures: Sequence[Reference]
@@ -164,7 +161,7 @@ class Engine:
 
         Args:
             negative: encodings of the negative prompts; one row serves all.
-            shape: of one request's latents, see `latent_shape`.
+            shape: of one request's latents, see `Preset.latent_shape`.
         """
         device = self.dit.head.head.weight.device
         conditions = self.conditions(batch.to(device), negative.to(device), guidance)
@@ -176,16 +173,14 @@ class Engine:
         self, batch: EncodingsBatch, negative: EncodingsBatch, guidance: Guidance
     ) -> Conditions:
         """K and V of text and subjects for all that guidance needs, computed once."""
-        num_requests = len(batch.text_BTM)
-        text = self.dit.text_kv(batch.text_BTM)
-        if guidance.is_off:
-            inputs = batch.subjects()
-            return Conditions(self.dit.condition(text, inputs))
-        empty = self.dit.text_kv(negative.text_BTM.expand(num_requests, -1, -1))
         inputs = batch.subjects()
         subjects = None if inputs is None else self.dit.subject_stream(*inputs)
+        full = self.dit.condition(batch.text_BTM, subjects)
+        if guidance.is_off:
+            return Conditions(full)
+        empty = self.dit.text_kv(negative.text_BTM.expand(len(batch.text_BTM), -1, -1))
         return Conditions(
-            full=self.dit.condition(text, subjects),
+            full=full,
             empty=self.dit.condition(empty),
             image=self.dit.condition(empty, subjects) if guidance.mode == "dual" else None,
         )
@@ -193,12 +188,6 @@ class Engine:
     def decode(self, latents_BCFHW: Tensor) -> Tensor:
         """uint8 frames [B, T, H, W, 3]."""
         return to_frames(self.encoders.vae.decode(latents_BCFHW))
-
-    def latent_shape(self, width: int, height: int, num_frames: int) -> tuple[int, int, int, int]:
-        """(C, F, H, W) of a video's latents; sides in px."""
-        vae = self.preset.vae
-        frames = (num_frames - 1) // vae.temporal_factor + 1
-        return vae.z_dim, frames, height // vae.spatial_factor, width // vae.spatial_factor
 
     def _progress(self, step: Step) -> Progress:
         # The first latent frame decodes alone: a picture of the scene for 1 / T of a decode.

@@ -32,7 +32,7 @@ from engine.text import build_text_model
 from engine.vae import build_vae
 from engine.vlm import SPECIALS, build_vlm
 
-TERA, GIGA = 1e12, 1e9
+TERA = 1e12
 PROMPT_TOKENS = 200  # of a long prompt, beside its pictures
 
 
@@ -90,6 +90,14 @@ class Stage:
     runs: int
     cost: Cost
 
+    @property
+    def flops(self) -> float:
+        return self.runs * self.cost.total
+
+    def seconds(self, card: Card) -> float:
+        """Expected time of all runs."""
+        return self.runs * self.cost.seconds(card)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -104,7 +112,7 @@ class Plan:
 
     @property
     def flops(self) -> float:
-        return sum(stage.runs * stage.cost.total for stage in self.stages)
+        return sum(stage.flops for stage in self.stages)
 
     @property
     def floor_s(self) -> float:
@@ -113,7 +121,7 @@ class Plan:
 
     @property
     def expected_s(self) -> float:
-        return sum(stage.runs * stage.cost.seconds(self.card) for stage in self.stages)
+        return sum(stage.seconds(self.card) for stage in self.stages)
 
     def memory_bytes(self, encoders: bool) -> int:
         """The largest stage with the weights; without the two encoders if they live elsewhere."""
@@ -152,8 +160,7 @@ def plan(preset: Preset, spec: Spec, card: Card) -> Plan:
 def forwards(preset: Preset, spec: Spec, mode: str) -> tuple[int, int, int]:
     """How many forwards see everything, nothing, and the pictures only, over all steps."""
     table = flow.schedule(spec.solver, spec.steps, preset.defaults.shift)
-    low, high = spec.guidance.interval
-    inside = sum(low <= float(t) <= high for t in table.door[: spec.steps])
+    inside = sum(spec.guidance.covers(float(t)) for t in table.door[: spec.steps])
     return spec.steps, 0 if mode == "off" else inside, inside if mode == "dual" else 0
 
 
@@ -169,14 +176,6 @@ def _meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     return torch.empty(*shape, dtype=dtype, device="meta")
 
 
-def _reference_size(preset: Preset, spec: Spec) -> tuple[int, int]:
-    """Height and width of a reference, px."""
-    return (
-        preset.reference_height or spec.height,
-        preset.reference_width or spec.width,
-    )
-
-
 def _stage(name: str, runs: int, work: Callable[[], object], held: int = 0) -> list[Stage]:
     """The stage, or nothing where the request has no such work. held: bytes of its inputs."""
     if not runs:
@@ -187,7 +186,7 @@ def _stage(name: str, runs: int, work: Callable[[], object], held: int = 0) -> l
 
 def _encoding(preset: Preset, spec: Spec, text: Any, vae: Any) -> list[Stage]:
     """Everything that is done once: none of it on a warm cache."""
-    height, width = _reference_size(preset, spec)
+    width, height = preset.reference_size(spec.width, spec.height)
     num = len(spec.names)
     ids = torch.zeros(1, preset.text.text_len, dtype=torch.long, device="meta")
     picture = _meta(1, 3, 1, height, width)
@@ -203,10 +202,8 @@ def _denoising(
 ) -> list[Stage]:
     config = preset.dit
     words, inputs = _meta(1, config.text_len, config.text_dim), _subjects(preset, spec)
-    num_latents = (spec.num_frames - 1) // preset.vae.temporal_factor + 1
-    side = preset.vae.spatial_factor
-    shape = (1, preset.vae.z_dim, num_latents, spec.height // side, spec.width // side)
-    x, t = _meta(*shape, dtype=torch.float32), _meta(1, dtype=torch.float64)
+    shape = preset.latent_shape(spec.width, spec.height, spec.num_frames)
+    x, t = _meta(1, *shape, dtype=torch.float32), _meta(1, dtype=torch.float64)
     full, empty = dit.condition(words, inputs), dit.condition(words)
     held = sum(x.nbytes for x in tree_leaves((full, empty)) if isinstance(x, Tensor))
     num_full, num_empty, num_image = runs
@@ -224,22 +221,21 @@ def _subjects(preset: Preset, spec: Spec) -> SubjectInputs | None:
     config, num = preset.dit, len(spec.names)
     if not num or not config.subject_layers:
         return None
-    height, width = _reference_size(preset, spec)
-    side = preset.vae.spatial_factor
+    width, height = preset.reference_size(spec.width, spec.height)
     vlm = None
     if config.use_vlm:
         vlm = _meta(1, vlm_tokens(preset.vlm, num, height, width), config.vlm_dim)
-    refs = _meta(1, num, preset.vae.z_dim, height // side, width // side)
+    channels, _, rows, columns = preset.latent_shape(width, height, num_frames=1)
+    refs = _meta(1, num, channels, rows, columns)
     return SubjectInputs(refs, _meta(1, num, config.text_dim), vlm_BVM=vlm)
 
 
 def _decoding(preset: Preset, spec: Spec, vae: Any) -> Cost:
     """Counted for up to four latent frames: from the third on each adds the same."""
-    config, cell = preset.vae, preset.vae.spatial_factor
-    num = (spec.num_frames - 1) // config.temporal_factor + 1
+    channels, num, rows, columns = preset.latent_shape(spec.width, spec.height, spec.num_frames)
 
     def decode(frames: int) -> Cost:
-        z = _meta(1, config.z_dim, frames, spec.height // cell, spec.width // cell)
+        z = _meta(1, channels, frames, rows, columns)
         return metered(lambda: vae.decode(z).sample)
 
     if num <= 4:

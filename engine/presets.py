@@ -149,6 +149,16 @@ class Preset:
     reference_width: int
     reference_height: int
 
+    def latent_shape(self, width: int, height: int, num_frames: int) -> tuple[int, int, int, int]:
+        """(C, F, H, W) of a video's latents; sides in px."""
+        frames = (num_frames - 1) // self.vae.temporal_factor + 1
+        side = self.vae.spatial_factor
+        return self.vae.z_dim, frames, height // side, width // side
+
+    def reference_size(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height of the references, px, for a video of this size."""
+        return self.reference_width or width, self.reference_height or height
+
 
 MINIATURE = Preset(
     name="miniature",

@@ -72,8 +72,7 @@ def guide(
     """The velocity under guidance; conditions whose weight is zero are not evaluated."""
     t_B = torch.full((len(x),), t, dtype=torch.float64, device=x.device)
     full = velocity(x, t_B, conditions.full)
-    low, high = guidance.interval
-    if guidance.is_off or conditions.empty is None or not low <= t <= high:
+    if guidance.is_off or conditions.empty is None or not guidance.covers(t):
         return full
     if guidance.mode == "single":
         empty = velocity(x, t_B, conditions.empty)

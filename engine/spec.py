@@ -50,6 +50,11 @@ class Guidance:
         """v = full: the other forwards have no weight."""
         return self.mode == "single" and self.scale == 1.0
 
+    def covers(self, t: float) -> bool:
+        """Whether time `t` lies in the interval, ends included."""
+        low, high = self.interval
+        return low <= t <= high
+
     def validate(self, limit: float) -> None:
         """Raises SpecError unless every number is finite and within [0, limit]."""
         if self.mode not in GUIDANCE_MODES:

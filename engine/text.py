@@ -16,8 +16,7 @@ from tokenizers import Encoding, Tokenizer
 from torch import Tensor, nn
 from transformers import UMT5Config, UMT5EncoderModel
 
-from engine.checkpoint import read_tensors
-from engine.errors import CheckpointError
+from engine.checkpoint import check_names, read_tensors
 from engine.presets import TextConfig
 from engine.spec import Span
 
@@ -49,14 +48,9 @@ def load_tied(module: nn.Module, path: Path) -> None:
         CheckpointError: a name is missing or unknown, or a shape differs.
     """
     tensors = read_tensors(path)
-    wanted = {name: parameter for name, parameter in module.named_parameters()}
-    for name in sorted(wanted.keys() ^ tensors.keys()):
-        kind = "lacks" if name in wanted else "holds the unknown"
-        raise CheckpointError(f"{path.name} {kind} {name}")
+    wanted = dict(module.named_parameters())
+    check_names(wanted, tensors, path.name)
     for name, parameter in wanted.items():
-        if parameter.shape != tensors[name].shape:
-            shapes = f"{tuple(tensors[name].shape)}, wanted {tuple(parameter.shape)}"
-            raise CheckpointError(f"{path.name}: {name} is {shapes}")
         parameter.data.copy_(tensors[name])
 
 

@@ -275,7 +275,7 @@ def from_engine(
                 stack([full for full, _ in encodings]),
                 stack([encodings[0][1]]),
                 list(seeds),
-                engine.latent_shape(width, height, frames),
+                engine.preset.latent_shape(width, height, frames),
                 flow.schedule(spec.solver, spec.steps, engine.preset.defaults.shift),
                 guidance or spec.guidance,
             )

@@ -90,7 +90,7 @@ def as_values(found: "Plan") -> dict[str, Any]:
                 "name": stage.name,
                 "runs": stage.runs,
                 "flops_each": stage.cost.total,
-                "expected_s": stage.runs * stage.cost.seconds(found.card),
+                "expected_s": stage.seconds(found.card),
                 "peak_bytes": stage.cost.peak_bytes,
             }
             for stage in found.stages
@@ -122,13 +122,13 @@ def _show(found: "Plan", spec: Spec) -> None:
 
 
 def _row(found: "Plan", stage: "Stage") -> list[str]:
-    each = stage.cost.total / 1e12
-    seconds = stage.runs * stage.cost.seconds(found.card)
+    each, total = stage.cost.total / 1e12, stage.flops / 1e12
+    seconds = stage.seconds(found.card)
     peak = stage.cost.peak_bytes / 1e9
     return [
         str(stage.runs),
         f"{each:.4g}",
-        f"{stage.runs * each:,.{0 if stage.runs * each >= 1000 else 3}f}",
+        f"{total:,.{0 if total >= 1000 else 3}f}",
         f"{seconds:,.{0 if seconds >= 100 else 2}f}",
         f"{peak:.2f}" if peak else "",
     ]

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from diffusers import WanTransformer3DModel
 from PIL import Image, ImageDraw
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
@@ -13,6 +14,7 @@ from engine.pipeline import Engine
 from engine.presets import MINIATURE, DiTConfig, Preset, TextConfig
 from engine.spec import Reference
 from engine.text import TextEncoder, build_text_model
+from engine.upstream import diffusers_name
 from engine.vae import VAE, build_vae
 from engine.vlm import SPECIALS as VLM_SPECIALS
 from engine.vlm import VLM, build_vlm, special_ids
@@ -42,6 +44,21 @@ def random_dit(config: DiTConfig = TOY, seed: int = 0) -> WanDiT:
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
     return model.eval()
+
+
+def diffusers_twin(ours: WanDiT) -> WanTransformer3DModel:
+    """diffusers' class with the weights of a plain Wan of ours."""
+    config = ours.config
+    theirs = WanTransformer3DModel(
+        num_attention_heads=config.num_heads,
+        attention_head_dim=config.dim // config.num_heads,
+        text_dim=config.text_dim,
+        freq_dim=config.freq_dim,
+        ffn_dim=config.ffn_dim,
+        num_layers=config.num_layers,
+    ).eval()
+    theirs.load_state_dict({diffusers_name(k): v for k, v in ours.state_dict().items()})
+    return theirs
 
 
 def random_inputs(batch: int = 1, num_subjects: int = 3, seed: int = 1) -> dict[str, object]:

@@ -4,12 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffusers import WanTransformer3DModel
 
 from engine.dit import SubjectInputs, WanDiT
 from engine.presets import WAN_1_3B, WAN_14B
-from engine.upstream import diffusers_name
-from tests.engine.conftest import TOY, random_dit, random_inputs
+from tests.engine.conftest import TOY, diffusers_twin, random_dit, random_inputs
 
 PLAIN = replace(TOY, subject_layers=0)
 
@@ -39,15 +37,7 @@ def test_the_stream_only_adds_parameters():
 def test_equals_diffusers_wan(heads, t):
     config = replace(PLAIN, num_heads=heads)
     ours = random_dit(config)
-    theirs = WanTransformer3DModel(
-        num_attention_heads=heads,
-        attention_head_dim=config.dim // heads,
-        text_dim=config.text_dim,
-        freq_dim=config.freq_dim,
-        ffn_dim=config.ffn_dim,
-        num_layers=config.num_layers,
-    ).eval()
-    theirs.load_state_dict({diffusers_name(k): v for k, v in ours.state_dict().items()})
+    theirs = diffusers_twin(ours)
     given = random_inputs(batch=2)
     x, text = given["x"], given["text"]
     want = theirs(x, torch.tensor([t, t]) * 1000, text).sample

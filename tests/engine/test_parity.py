@@ -9,30 +9,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
+from diffusers import UniPCMultistepScheduler
 
 from engine import flow
 from engine.dit import Condition
 from engine.sample import Conditions, sample
 from engine.spec import Guidance
-from engine.upstream import diffusers_name
-from tests.engine.conftest import TOY, random_dit
+from tests.engine.conftest import TOY, diffusers_twin, random_dit
 
 WAN = replace(TOY, subject_layers=0, text_len=512)
 SHAPES = [(1, 16, 1, 2, 2), (1, 16, 3, 6, 10), (2, 16, 2, 14, 4)]
-
-
-def theirs(ours):
-    model = WanTransformer3DModel(
-        num_attention_heads=WAN.num_heads,
-        attention_head_dim=WAN.dim // WAN.num_heads,
-        text_dim=WAN.text_dim,
-        freq_dim=WAN.freq_dim,
-        ffn_dim=WAN.ffn_dim,
-        num_layers=WAN.num_layers,
-    ).eval()
-    model.load_state_dict({diffusers_name(k): v for k, v in ours.state_dict().items()})
-    return model
 
 
 def padded(length: int, rows: int, seed: int) -> torch.Tensor:
@@ -54,7 +40,7 @@ def test_one_forward(shape, length, t):
     ours = random_dit(WAN, seed=3)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(4))
     text, t_B = padded(length, shape[0], 5), torch.full((shape[0],), t)
-    assert error(ours(x, t_B, text), theirs(ours)(x, t_B * 1000, text).sample) <= 2e-5
+    assert error(ours(x, t_B, text), diffusers_twin(ours)(x, t_B * 1000, text).sample) <= 2e-5
 
 
 def test_pads_are_part_of_the_model():
@@ -68,7 +54,7 @@ def test_pads_are_part_of_the_model():
 @pytest.mark.parametrize("scale", [1.0, 5.0])
 def test_six_steps_of_the_whole_loop(shape, scale):
     ours = random_dit(WAN, seed=6)
-    model, rows = theirs(ours), shape[0]
+    model, rows = diffusers_twin(ours), shape[0]
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(7))
     text, negative = padded(77, rows, 8), padded(20, rows, 9)
     kept = Conditions(Condition(ours.text_kv(text)), Condition(ours.text_kv(negative)))

@@ -6,7 +6,7 @@ from dataclasses import FrozenInstanceError, fields
 
 import pytest
 
-from engine.presets import MINIATURE, PRESETS, Preset
+from engine.presets import MINIATURE, PRESETS, WAN_1_3B, Preset
 
 NUMBERS = ("dit", "vae", "text", "vlm", "limits", "defaults")
 
@@ -37,3 +37,10 @@ def test_light_modules_do_not_load_torch():
     code = "import engine.spec, engine.presets, engine.errors, sys; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_geometry_of_a_request():
+    assert WAN_1_3B.latent_shape(832, 480, 81) == (16, 21, 60, 104)
+    assert MINIATURE.latent_shape(96, 64, 17) == (16, 5, 16, 24)
+    assert WAN_1_3B.reference_size(832, 480) == (832, 480)
+    assert MINIATURE.reference_size(96, 48) == (64, 64)
