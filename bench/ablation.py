@@ -97,11 +97,13 @@ SIZES: dict[str, Callable[[], sft.SftConfig]] = {
 
 
 def study_base(size: str, compile: bool = False) -> sft.SftConfig:
-    """What all arms share: VLM tokens on, the shards of the recipe of this size."""
+    """What all arms share: VLM tokens on, the shards of the recipe of this size, and rectified
+    flow alone: an identity loss would ask the base for faces that it was not shown."""
     config = SIZES[size]()
     most = max(num for _, num in config.data.plan)
     # Compiled code wants one shape; otherwise batches of one number of subjects are cheaper.
     data = replace(config.data, plan=((0, most),), mixed=compile)
+    config = replace(config, identity_gain=0.0, reader=None)
     return replace(config, data=data, base=None, use_vlm_tokens=True, compile=compile)
 
 

@@ -59,10 +59,12 @@ def save(net: nn.Module, path: Path) -> None:
     save_file(kept, path)
 
 
-def load(net: Net, path: Path) -> Net:
-    """Fills `net` from `path`, strictly; returns it in fp32, ready to infer (channels last)."""
+def load(net: Net, path: Path, recipe: str = "miniature_identity") -> Net:
+    """Fills `net` from `path`, strictly; returns it in fp32, ready to infer (channels last).
+
+    `recipe` is named when the file is missing."""
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; `troupe train miniature_identity` makes it")
+        raise CheckpointError(f"{path}: no such file; `troupe train {recipe}` makes it")
     kept = {n: v.float() if v.is_floating_point() else v for n, v in load_file(path).items()}
     odd = sorted(kept.keys() ^ net.state_dict().keys())
     if odd:

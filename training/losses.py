@@ -38,6 +38,17 @@ def noised(x0_BCFHW: Tensor, shift: float, mean: float = 0.0) -> tuple[Tensor, T
     return flow.add_noise(x0_BCFHW, eps, t_B), t_B, flow.velocity_target(x0_BCFHW, eps)
 
 
+def latent_boxes(boxes_BSTX: Tensor, num_frames: int) -> Tensor:
+    """Means over the pixel frames that a latent frame covers: [B, S, T, X] -> [B, S, F, X].
+
+    The first latent frame is one pixel frame; each later one covers (T - 1) / (F - 1) of them.
+    """
+    parts = [boxes_BSTX[:, :, :1]]
+    if num_frames > 1:
+        parts.append(boxes_BSTX[:, :, 1:].unflatten(2, (num_frames - 1, -1)).mean(3))
+    return torch.cat(parts, 2)
+
+
 def region_weight(
     boxes_BST4: Tensor,
     subject_mask_BS: Tensor,

@@ -25,6 +25,7 @@ RECIPES: dict[str, Callable[[], None]] = {
     "miniature_vlm": _in("vlm"),
     "miniature_identity": _in("identity"),
     "miniature_shards": _in("sft_miniature", "run_shards"),
+    "miniature_latent_reader": _in("latent_reader"),
     "miniature_sft_small": _in("sft_miniature", "run_small"),
     "miniature_sft_still": _in("sft_miniature", "run_still"),
     "miniature_sft": _in("sft_miniature"),

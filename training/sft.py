@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from engine import checkpoint, upstream
+from engine import checkpoint, flow, upstream
 from engine.dit import STREAM_PARAMETERS, SubjectInputs, WanDiT
 from engine.pipeline import Engine
 from engine.presets import MINIATURE, Preset
@@ -25,6 +25,7 @@ from training import dist, lora, losses
 from training.data.loader import Batch, Dropout, Loader, drop_conditions
 from training.data.precompute import Sources, load_sources, precompute
 from training.data.shards import COLUMNS, ShardFolder, Table
+from training.latent_reader import LatentReader, certainty, identity_loss, load_reader
 from training.loop import LoopConfig, Outcome
 from training.loop import run as run_loop
 from training.sheets import generate, sheet
@@ -77,6 +78,8 @@ class SftConfig:
     preset: Preset = MINIATURE
     dropout: Dropout = field(default_factory=Dropout)
     region_gain: float = 2.5
+    identity_gain: float = 0.0
+    reader: Path | None = None
     shift: float = 1.0
     draws: int = 1
     base: Path | None = None
@@ -92,6 +95,8 @@ class SftConfig:
         # One subject alone skips stage 2: then one process would gather what others do not.
         if self.fsdp and not self.data.mixed:
             raise ValueError("fsdp needs mixed batches: every process must run the same parts")
+        if self.identity_gain and self.reader is None:
+            raise ValueError("identity_gain needs a reader: the file of a latent reader")
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -113,9 +118,13 @@ def subject_inputs(batch: Batch) -> SubjectInputs:
 
 
 def velocity_loss(
-    velocity: Callable[..., Tensor], batch: Batch, config: SftConfig
+    velocity: Callable[..., Tensor],
+    batch: Batch,
+    config: SftConfig,
+    reader: LatentReader | None = None,
 ) -> dict[str, Tensor]:
-    """Rectified-flow loss of one batch with dropped conditions and weighted regions."""
+    """Rectified-flow loss of one batch with dropped conditions and weighted regions, and with a
+    reader its identity loss."""
     factor = config.preset.vae.spatial_factor
     grid = (batch.x0_BCFHW.shape[2], batch.x0_BCFHW.shape[3], batch.x0_BCFHW.shape[4])
     weight_BFHW = losses.region_weight(
@@ -129,7 +138,17 @@ def velocity_loss(
     v_BCFHW = velocity(x_BCFHW, t_B, batch.text_BTM, subjects)
     weight_BFHW = weight_BFHW.repeat_interleave(config.draws, dim=0)
     loss_B = losses.flow_matching(v_BCFHW, target_BCFHW, weight_BFHW)
-    return {"loss": loss_B.mean(), **losses.by_time(loss_B.detach(), t_B)}
+    told = losses.by_time(loss_B.detach(), t_B)
+    if reader is not None:
+        clean_BCFHW = flow.predict_x0(x_BCFHW, v_BCFHW.float(), t_B)
+        boxes_BSTX, shown_BS = (
+            x.repeat_interleave(config.draws, dim=0)
+            for x in (batch.boxes_BSTX, batch.subject_mask_BS)
+        )
+        identity_B = identity_loss(reader, clean_BCFHW, x0_BCFHW, boxes_BSTX, shown_BS, factor)
+        loss_B = loss_B + config.identity_gain * certainty(t_B) * identity_B
+        told["loss_identity"] = identity_B.detach().mean()
+    return {"loss": loss_B.mean(), **told}
 
 
 def moved(batch: Batch, device: str) -> Batch:
@@ -170,10 +189,13 @@ def train(config: SftConfig, folder: Path | None = None) -> Outcome:
         config.data.alike,
     )  # fmt: skip
     velocity = compiled(dit) if config.compile else dit
+    reader = None
+    if config.identity_gain and config.reader is not None:
+        reader = load_reader(config.reader, config.preset.dit.latent_dim).to(config.loop.device)
 
     def loss_fn(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         assert model is dit
-        return velocity_loss(velocity, batch, config)
+        return velocity_loss(velocity, batch, config, reader)
 
     group = dist.current()
     sheet = Sheet(config) if config.loop.sheet_every and group.is_first else None

@@ -55,7 +55,8 @@ def miniature() -> SftConfig:
     """The miniature's numbers, for two cores: full size, from the weights of `miniature_still`.
 
     Two noises share a clip's conditions; times lean to noise, where references and motions are
-    decided; VLM tokens are left out until the VLM knows who does what."""
+    decided; a reader of latents says what the squared error hardly sees; VLM tokens are left out
+    until the VLM knows who does what."""
     runs = Path("runs")
     return SftConfig(
         loop=LoopConfig(
@@ -71,10 +72,12 @@ def miniature() -> SftConfig:
             log_every=20,
         ),
         data=DataConfig(
-            runs / "shards", runs / "encoders", plan=((0, 11),), batch_size=8, alike=2
+            runs / "shards", runs / "encoders", plan=((0, 31),), batch_size=8, alike=2
         ),
         dropout=Dropout(everything=0.08, subjects=0.04, vlm=0.0, text=0.04),
         region_gain=5.0,
+        identity_gain=0.04,
+        reader=runs / "latent_reader" / "latent_reader.safetensors",
         draws=2,
         shift=4.0,
         base=runs / "miniature_sft_still" / "dit.safetensors",
@@ -132,16 +135,18 @@ def miniature_small() -> SftConfig:
         width=48,
         reference_size=32,
     )
-    small = SftConfig(loop, data, use_vlm_tokens=False)  # one noise a clip, times as they come
-    return replace(small, compile=True, num_processes=config.num_processes)
+    # One noise a clip, times as they come.
+    return SftConfig(
+        loop, data, use_vlm_tokens=False, compile=True, num_processes=config.num_processes
+    )
 
 
 def run_shards() -> None:
-    """Recipe `miniature_shards`: only the shards, in two processes."""
+    """Recipe `miniature_shards`: only the shards of stills and clips, in two processes."""
     gather_encoders(Path("runs"), Path("runs/encoders"))
-    config = miniature()
-    most = max(num for _, num in config.data.plan)
-    dist.launch(partial(precompute_part, config, most), config.num_processes)
+    for config in (miniature_still(), miniature()):
+        most = max(num for _, num in config.data.plan)
+        dist.launch(partial(precompute_part, config, most), config.num_processes)
 
 
 def run_small() -> None:

@@ -12,6 +12,7 @@ from training.world.scene import Scene, sample_scene
 
 NUM_SUBJECTS_P = (0.25, 0.35, 0.25, 0.15)
 REFERENCE_SIZE = 64
+NUM_FRAMES = 17
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ def sample_clip(
     reference: str = "cross",
     style: str | None = None,
     twins: bool | None = None,
-    num_frames: int = 17,
+    num_frames: int = NUM_FRAMES,
     height: int = 64,
     width: int = 96,
     reference_size: int = REFERENCE_SIZE,
@@ -50,7 +51,7 @@ def sample_clip(
     if reference not in ("cross", "same"):
         raise ValueError(f"reference={reference!r}: must be 'cross' or 'same'")
     scene, words, rng = sample_script(seed, split, num_subjects, style, twins)
-    moment = int(np.random.default_rng((seed, 13)).integers(num_frames)) if still else None
+    moment = still_moment(seed, num_frames) if still else None
     shown = slice(None) if moment is None else slice(moment, moment + 1)
     return Clip(
         frames=render_clip(scene, num_frames, height, width, moment),
@@ -60,6 +61,11 @@ def sample_clip(
         boxes=scene.boxes(num_frames, height, width)[:, shown],
         visibility=scene.visibility(num_frames, height, width)[:, shown],
     )
+
+
+def still_moment(seed: int, num_frames: int = NUM_FRAMES) -> int:
+    """The frame that `sample_clip(seed, still=True)` keeps."""
+    return int(np.random.default_rng((seed, 13)).integers(num_frames))
 
 
 def sample_script(
@@ -85,7 +91,7 @@ def references_of(
     scene: Scene,
     rng: np.random.Generator,
     kind: str,
-    num_frames: int = 17,
+    num_frames: int = NUM_FRAMES,
     size: int = REFERENCE_SIZE,
 ) -> np.ndarray:
     """A picture of each character of the cast, uint8 [S, size, size, 3]."""

@@ -1,0 +1,241 @@
+"""Who is in these latents: a convnet that reads a character's factors off a crop of latents.
+
+The generator's identity loss asks it (`identity_loss`): does the clip that a velocity points at
+show the same character as the true clip does? The squared error hardly sees eyes and mouths, for
+they are few pixels; a reader of characters sees little else. As the ID loss of WithAnyone
+(arXiv 2510.14975, section 4.2: a face encoder on crops at the true landmarks), with boxes for
+landmarks, and in latents, so that nothing is decoded. It shares no weights and no pictures with the
+instruments that measure identity (`training.identity`, `training.world.oracle`).
+
+Legend: N crops, B clips, C latent channels, F latent frames, H W latents, S subjects, T pixel
+frames, V factor values in a row (88), X box corners (left, top, right, bottom) in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from training.convnet import ResidualBlock, load, loop_of, save
+from training.crops import cut, jitter, squares
+from training.data.shards import ShardFolder, Table
+from training.gallery import SIZES
+from training.loop import run as train
+from training.losses import latent_boxes
+from training.world.clip import sample_script, still_moment
+from training.world.identity import FACTOR_NAMES
+
+FOLDER = Path("runs/latent_reader")
+FILE = "latent_reader.safetensors"
+CROP = 12
+"""Side of the square that is read, latent cells."""
+CONTEXT = 1.2
+VISIBLE = 0.6
+"""Characters of which less can be seen teach nothing."""
+STEPS = 1600
+CERTAIN_BELOW = 0.75
+"""Time below which the identity loss counts in full; from here to noise it falls to nothing."""
+
+
+class LatentReader(nn.Module):
+    """Crops of latents [N, C, 12, 12] -> logits [N, 88] of all factor values in a row."""
+
+    def __init__(self, latent_dim: int, widths: tuple[int, int] = (64, 128)) -> None:
+        super().__init__()
+        narrow, wide = widths
+        self.trunk = nn.Sequential(
+            nn.Conv2d(latent_dim, narrow, 3, 1, 1),
+            ResidualBlock(narrow, narrow),
+            ResidualBlock(narrow, wide, 2),
+            ResidualBlock(wide, wide),
+            nn.BatchNorm2d(wide),
+            nn.SiLU(),
+            nn.Conv2d(wide, 48, 1),
+        )
+        self.hidden = nn.Linear(48 * (CROP // 2) ** 2, 256)
+        self.head = nn.Linear(256, sum(SIZES))
+
+    def forward(self, crops_NCHW: Tensor) -> Tensor:
+        crops_NCHW = crops_NCHW.contiguous(memory_format=torch.channels_last)
+        return self.head(F.silu(self.hidden(self.trunk(crops_NCHW).flatten(1)))).float()
+
+
+def cells(boxes_NX: Tensor, factor: int) -> Tensor:
+    """Squares [N, 3] around boxes, in latent cells (`factor` px each)."""
+    return squares(boxes_NX, CONTEXT) / factor
+
+
+def divergence(true_NV: Tensor, seen_NV: Tensor) -> Tensor:
+    """KL(true || seen) of two readings (logits), summed over the factors: [N] nats."""
+    parts = zip(true_NV.split(SIZES, 1), seen_NV.split(SIZES, 1), strict=True)
+    of_factor = [
+        F.kl_div(seen.log_softmax(1), true.log_softmax(1), reduction="none", log_target=True).sum(1)
+        for true, seen in parts
+    ]
+    return torch.stack(of_factor).sum(0)
+
+
+def certainty(t_B: Tensor) -> Tensor:
+    """Weight of the identity loss at time t: 1 below CERTAIN_BELOW, then linearly to 0 at noise,
+    where the posterior mean is a blur that a reader was never shown."""
+    return ((1 - t_B.float()) / (1 - CERTAIN_BELOW)).clamp(max=1)
+
+
+def identity_loss(
+    reader: LatentReader,
+    clean_BCFHW: Tensor,
+    x0_BCFHW: Tensor,
+    boxes_BSTX: Tensor,
+    subject_mask_BS: Tensor,
+    factor: int,
+) -> Tensor:
+    """How differently the reader sees the subjects of two clips: [B] nats, mean over subjects.
+
+    One latent frame of each clip is looked at, drawn from torch's global generator.
+
+    Args:
+        clean_BCFHW: the clip that the velocity points at, x_t - t v; gradients flow into it.
+        x0_BCFHW: the true clip. boxes_BSTX: where its subjects are, px per pixel frame.
+        subject_mask_BS: subjects that the generator was shown; a clip without any gets 0.
+        factor: px per latent cell.
+    """
+    num_clips, _, num_frames, _, _ = x0_BCFHW.shape
+    frame_B = torch.randint(num_frames, (num_clips,))
+    boxes_BSFX = latent_boxes(boxes_BSTX, num_frames)
+    clip_N, subject_N = subject_mask_BS.nonzero(as_tuple=True)
+    loss_B = x0_BCFHW.new_zeros(num_clips)
+    if not len(clip_N):
+        return loss_B
+    frame_N = frame_B[clip_N]
+    where_N3 = cells(boxes_BSFX[clip_N, subject_N, frame_N], factor)
+    seen_NV = reader(cut(clean_BCFHW[clip_N, :, frame_N], where_N3, CROP))
+    with torch.no_grad():
+        true_NV = reader(cut(x0_BCFHW[clip_N, :, frame_N], where_N3, CROP))
+    share_N = 1 / subject_mask_BS.sum(1)[clip_N]
+    return loss_B.index_add(0, clip_N, divergence(true_NV, seen_NV) * share_N)
+
+
+def load_reader(path: Path, latent_dim: int) -> LatentReader:
+    """The reader of a file written by `run`, frozen."""
+    return load(LatentReader(latent_dim), path, "miniature_latent_reader")
+
+
+# --- training ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Characters in the latents of a table: row_N and frame_N say where, boxes_NX (px) and
+    factors_NF who."""
+
+    table: Table
+    row_N: Tensor
+    frame_N: Tensor
+    boxes_NX: Tensor
+    factors_NF: Tensor
+
+    def crops(self, pick_N: Tensor, amount: float) -> Tensor:
+        """Crops of these examples, [N, C, 12, 12], with a detector's jitter."""
+        rows = zip(self.row_N[pick_N].tolist(), self.frame_N[pick_N].tolist(), strict=True)
+        latents = [self.table.row(row)["latents"][:, frame] for row, frame in rows]
+        factor = self.table.folder.height // latents[0].shape[1]
+        dice = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
+        where_N3 = jitter(cells(self.boxes_NX[pick_N], factor), amount, dice)
+        return cut(torch.stack(latents).float(), where_N3, CROP)
+
+
+def examples(folder: ShardFolder, shards: Sequence[int]) -> Examples:
+    """Everybody who can be seen in these shards of a folder (which are on disk)."""
+    table = Table(folder, ("video",))
+    table.extend(max(shards) + 1)
+    found: list[tuple[int, int, Tensor, tuple[int, ...]]] = []
+    for row in (row for shard in shards for row in folder.seeds(shard)):
+        tensors = table.row(row)
+        num_frames = tensors["latents"].shape[1]
+        scene, _, _ = sample_script(row, folder.split)
+        visible_ST = torch.from_numpy(scene.visibility(17, folder.height, folder.width))
+        if folder.still:
+            visible_ST = visible_ST[:, [still_moment(row)]]
+        boxes_SFX = latent_boxes(tensors["boxes"][None], num_frames)[0]
+        visible_SF = latent_boxes(visible_ST[None, ..., None], num_frames)[0, ..., 0]
+        for subject, role in enumerate(scene.cast):
+            for frame in (visible_SF[subject] > VISIBLE).nonzero()[:, 0].tolist():
+                found.append((row, frame, boxes_SFX[subject, frame], astuple(role.identity)))
+    rows, frames, boxes, factors = zip(*found, strict=True)
+    return Examples(
+        table, torch.tensor(rows), torch.tensor(frames), torch.stack(boxes), torch.tensor(factors)
+    )
+
+
+def worn(crops_NCHW: Tensor) -> Tensor:
+    """What a generator's guess lacks: half of the crops lose sharpness, most get some noise."""
+
+    def pick(share: float) -> Tensor:
+        return (torch.rand(len(crops_NCHW), 1, 1, 1) < share).float()
+
+    loss, loud = (torch.rand(len(crops_NCHW), 1, 1, 1) for _ in range(2))
+    blurred = F.avg_pool2d(F.pad(crops_NCHW, (1, 1, 1, 1), "replicate"), 3, 1)
+    x = torch.lerp(crops_NCHW, blurred, loss * pick(0.5))
+    return x + 0.5 * loud * pick(0.7) * torch.randn_like(x)
+
+
+def draw_batch(sources: Sequence[tuple[Examples, int]]) -> tuple[Tensor, Tensor]:
+    """(crops, factors): so many examples of each source, worn."""
+    picks = [(source, torch.randint(len(source.row_N), (num,))) for source, num in sources]
+    crops = torch.cat([source.crops(pick, 0.08) for source, pick in picks])
+    return worn(crops), torch.cat([source.factors_NF[pick] for source, pick in picks])
+
+
+def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    """{"loss"}: cross-entropy, summed over the factors. A hat that is not there has no colour."""
+    crops_NCHW, factors_NF = batch
+    parts = model(crops_NCHW).split(SIZES, 1)
+    return {"loss": sum(F.cross_entropy(p, factors_NF[:, i]) for i, p in enumerate(parts))}
+
+
+@torch.no_grad()
+def examine(model: nn.Module, unseen: Examples, num: int = 2000) -> dict[str, float]:
+    """Accuracy of each factor on clips that training did not use, and their mean."""
+    model.eval()
+    pick_N = torch.from_numpy(np.random.default_rng(0).permutation(len(unseen.row_N))[:num])
+    read = model(unseen.crops(pick_N, 0.0)).split(SIZES, 1)
+    right = [p.argmax(1) == unseen.factors_NF[pick_N, i] for i, p in enumerate(read)]
+    told = {name: float(r.float().mean()) for name, r in zip(FACTOR_NAMES, right, strict=True)}
+    return told | {"mean": sum(told.values()) / len(told)}
+
+
+def run_on(stills: ShardFolder, clips: ShardFolder, folder: Path, steps: int = STEPS) -> None:
+    """Trains on all shards that are on disk; the last one of clips only examines."""
+    num_stills, num_clips = (f.num_ready(("video",)) for f in (stills, clips))
+    if not num_stills or num_clips < 2:
+        raise FileNotFoundError(
+            f"{stills.path} and {clips.path} hold {num_stills} and {num_clips} shards, at least 1 "
+            "and 2 are wanted: run `troupe train miniature_shards` first"
+        )
+    seen = [(examples(stills, range(num_stills)), 128), (examples(clips, range(num_clips - 1)), 64)]
+    unseen = examples(clips, [num_clips - 1])
+    torch.manual_seed(0)
+    latent_dim = unseen.table.row(0)["latents"].shape[0]
+    train(
+        loop_of("latent_reader", steps),
+        LatentReader(latent_dim),
+        loss,
+        lambda index: draw_batch(seen),
+        eval_fn=lambda model: examine(model, unseen),
+        export_fn=lambda model, where: save(model, where / FILE),
+        folder=folder,
+    )
+
+
+def run() -> None:
+    """The recipe `miniature_latent_reader`, on what `miniature_shards` has written."""
+    from training import sft_miniature
+
+    stills, clips = sft_miniature.miniature_still().data, sft_miniature.miniature().data
+    run_on(stills.folder(), clips.folder(), FOLDER)
