@@ -7,8 +7,9 @@
     VLM           Qwen2.5-VL: transformers names, with its tokenizer.json; needed where the
                   transformer has an identity stream that reads it
 
-A transformer without an identity stream becomes a folder that takes no subjects. Precision stays as
-published. Drafts lie beside the folder while it is made; it appears whole or not at all.
+A transformer without an identity stream becomes a folder that takes no subjects, except under the
+presets of Phantom. Precision stays as published. Drafts lie beside the folder while it is made; it
+appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def convert(
     tell("reading the transformer")
     dit = foreign.read(sources.dit)
     manifest = Manifest(preset, configs=configs or {}, lineage={"converted": _names(sources)})
-    if not _has_stream(dit):
+    if manifest.resolve().family == "identity" and not _has_stream(dit):
         manifest = replace(manifest, configs=_merged(manifest.configs, PLAIN))
     sizes = manifest.resolve()
     with tempfile.TemporaryDirectory(prefix=".convert-", dir=_parent(target)) as draft:

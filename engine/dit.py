@@ -81,10 +81,15 @@ Subjects = SubjectInputs | SubjectKV | None  # raw, or what `subject_stream` mad
 
 
 class Condition(NamedTuple):
-    """What a denoising step needs beside x and t: the text's K and V per block, the subjects."""
+    """What a denoising step needs beside x and t: the text's K and V per block, the subjects.
+
+    tail_BCFHW: clean latent frames that are laid behind the video's own and dropped again, as
+    Phantom shows its references; None without any.
+    """
 
     text: tuple[KV, ...]
     subjects: SubjectKV | None = None
+    tail_BCFHW: Tensor | None = None
 
     def repeated(self, times: int) -> "Condition":
         """Every row `times` times in succession."""
@@ -382,11 +387,14 @@ class WanDiT(nn.Module):
     def denoise(self, x_BCFHW: Tensor, t_B: Tensor, condition: Condition) -> Tensor:
         """The velocity at x_t, given what `condition` computed."""
         e_BM, e_B6M = self._time(t_B)
+        num_frames = x_BCFHW.shape[2] // self.config.patch[0]
+        if condition.tail_BCFHW is not None:
+            x_BCFHW = torch.cat([x_BCFHW, condition.tail_BCFHW.to(x_BCFHW.dtype)], dim=2)
         x = self.patch_embedding(x_BCFHW.to(self.patch_embedding.weight.dtype))
-        grid = x.shape[2:]
+        rope, grid = self.rope.at(*x.shape[2:]), (num_frames, *x.shape[3:])
         x_BLM = x.flatten(2).transpose(1, 2).float()
-        num_video = x_BLM.shape[1]
-        rope, mask_BL, subjects = self.rope.at(*grid), None, condition.subjects
+        num_video = math.prod(grid)
+        mask_BL, subjects = None, condition.subjects
         if subjects is not None and subjects.tokens_BRM is not None:
             x_BLM, rope, mask_BL = self._append(x_BLM, rope, subjects, first=grid[0])
         for index, block in enumerate(self.blocks):

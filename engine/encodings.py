@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +29,17 @@ from engine.vlm import VLM
 
 # Part of every key: raise it whenever the same request would be encoded differently.
 PREPROCESSING = 1
+
+
+class Fit(NamedTuple):
+    """How a reference is letter-boxed. pad: grey of the margins, 0 to 255. truncate: sides are cut
+    to whole pixels, not rounded (Phantom `generate.py` load_ref_images)."""
+
+    pad: int = PAD_GREY
+    truncate: bool = False
+
+
+STANDARD_FIT = Fit()
 
 
 @dataclass(frozen=True)
@@ -94,13 +106,14 @@ def encode(
     references: Sequence[Reference],
     encoders: Encoders,
     size: tuple[int, int],
+    fit: Fit = STANDARD_FIT,
 ) -> Encodings:
     """Encodes one request.
 
     Args:
         text: the prompt as the encoders read it, `engine.spec.text_of`.
         spans: of each subject, every mention in `text`; same order as `references`.
-        size: width and height in px to which references are letter-boxed.
+        size: width and height in px to which references are letter-boxed, in the way of `fit`.
 
     Raises:
         SpecError: a subject's mentions all lie behind the tokens that the text encoder reads.
@@ -113,7 +126,7 @@ def encode(
             raise SpecError(
                 "prompt", f"is too long: @{reference.name} first comes after {length} tokens"
             )
-    pictures = [letterbox(reference.to_image(), *size) for reference in references]
+    pictures = [letterbox(reference.to_image(), *size, fit) for reference in references]
     return Encodings(
         text_TM=features_BTM[0],
         refs_SCHW=_latents(pictures, encoders.vae, size),
@@ -144,6 +157,7 @@ def key(
     spans: Sequence[Sequence[Span]],
     references: Sequence[Reference],
     size: tuple[int, int],
+    fit: Fit = STANDARD_FIT,
 ) -> str:
     """Content digest of everything that `encode` reads, in hex.
 
@@ -157,25 +171,36 @@ def key(
         "spans": [[list(span) for span in spans_of_one] for spans_of_one in spans],
         "references": [[reference.name, reference.digest()] for reference in references],
         "size": list(size),
+        "fit": list(fit),
         "dtype": "float32",
     }
     spelled = json.dumps(content, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(spelled.encode()).hexdigest()
 
 
-def letterbox(image: Image.Image, width: int, height: int) -> Image.Image:
-    """The whole picture at width x height px: aspect kept, padded evenly with light grey."""
-    scale = min(width / image.width, height / image.height)
-    fitted = (
-        max(1, min(width, round(image.width * scale))),
-        max(1, min(height, round(image.height * scale))),
-    )
+def letterbox(image: Image.Image, width: int, height: int, fit: Fit = STANDARD_FIT) -> Image.Image:
+    """The whole picture at width x height px: aspect kept, padded evenly."""
+    fitted = _fitted(image.size, (width, height), fit.truncate)
     if fitted == (width, height) == image.size:
         return image.convert("RGB")
-    canvas = Image.new("RGB", (width, height), (PAD_GREY,) * 3)
+    canvas = Image.new("RGB", (width, height), (fit.pad,) * 3)
     inside = image.convert("RGB").resize(fitted, Image.Resampling.LANCZOS)
     canvas.paste(inside, ((width - fitted[0]) // 2, (height - fitted[1]) // 2))
     return canvas
+
+
+def _fitted(size: tuple[int, int], into: tuple[int, int], truncate: bool) -> tuple[int, int]:
+    """Width and height of a picture that is made as large as fits."""
+    (width, height), (most_x, most_y) = size, into
+    if truncate:
+        # In this order, as upstream: a ratio first, then its product with the canvas.
+        ratio = width / height
+        wide = ratio > most_x / most_y
+        fitted = (most_x, int(most_x / ratio)) if wide else (int(most_y * ratio), most_y)
+    else:
+        scale = min(most_x / width, most_y / height)
+        fitted = (min(most_x, round(width * scale)), min(most_y, round(height * scale)))
+    return max(1, fitted[0]), max(1, fitted[1])
 
 
 def _latents(pictures: Sequence[Image.Image], vae: VAE, size: tuple[int, int]) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from engine import checkpoint, flow
+from engine import checkpoint, families, flow
 from engine.cache import EncodingCache
 from engine.dit import WanDiT
 from engine.encodings import Encoders, Encodings, EncodingsBatch, encode, key, stack
@@ -137,9 +137,10 @@ class Engine:
         def kept(
             text: str, spans: Sequence[Sequence[Span]], pictures: Sequence[Reference]
         ) -> Encodings:
+            fit = families.FITS[self.preset.family]
             return self.cache.get_or(
-                key(self.digest, text, spans, pictures, size),
-                lambda: encode(text, spans, pictures, self.encoders, size),
+                key(self.digest, text, spans, pictures, size, fit),
+                lambda: encode(text, spans, pictures, self.encoders, size, fit),
                 scope,
             )
 
@@ -165,7 +166,8 @@ class Engine:
         """
         device = self.dit.head.head.weight.device
         conditions = self.conditions(batch.to(device), negative.to(device), guidance)
-        start = noise(seeds, shape).to(device)
+        num_subjects = batch.refs_BSCHW.shape[1]
+        start = families.noise(self.preset.family, seeds, shape, num_subjects).to(device)
         return sample(self.dit.denoise, start, conditions, plan, guidance, on_step, resume)
 
     @torch.no_grad()
@@ -173,17 +175,7 @@ class Engine:
         self, batch: EncodingsBatch, negative: EncodingsBatch, guidance: Guidance
     ) -> Conditions:
         """K and V of text and subjects for all that guidance needs, computed once."""
-        inputs = batch.subjects()
-        subjects = None if inputs is None else self.dit.subject_stream(*inputs)
-        full = self.dit.condition(batch.text_BTM, subjects)
-        if guidance.is_off:
-            return Conditions(full)
-        empty = self.dit.text_kv(negative.text_BTM.expand(len(batch.text_BTM), -1, -1))
-        return Conditions(
-            full=full,
-            empty=self.dit.condition(empty),
-            image=self.dit.condition(empty, subjects) if guidance.mode == "dual" else None,
-        )
+        return families.conditions(self.preset.family, self.dit, batch, negative, guidance)
 
     def decode(self, latents_BCFHW: Tensor) -> Tensor:
         """uint8 frames [B, T, H, W, 3]."""
@@ -197,12 +189,6 @@ class Engine:
             frame_HWC = self.decode(step.x0[:1, :, :1])[0, 0]
             preview = picture_bytes(Image.fromarray(frame_HWC.numpy()))
         return Progress("denoise", step.done, step.num_steps, preview)
-
-
-def noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
-    """Noise [B, *shape], each row from its own seed, drawn on the CPU: alike on every device."""
-    rows = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    return torch.stack(rows)
 
 
 def needed_files(preset: Preset) -> tuple[str, ...]:

@@ -24,10 +24,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from engine import flow
-from engine.dit import SubjectInputs, WanDiT
+from engine import families, flow
+from engine.dit import WanDiT
+from engine.encodings import EncodingsBatch
 from engine.presets import Preset, VLMConfig
-from engine.spec import Spec
+from engine.spec import Guidance, Spec
 from engine.text import build_text_model
 from engine.vae import build_vae
 from engine.vlm import SPECIALS, build_vlm
@@ -161,7 +162,8 @@ def forwards(preset: Preset, spec: Spec, mode: str) -> tuple[int, int, int]:
     """How many forwards see everything, nothing, and the pictures only, over all steps."""
     table = flow.schedule(spec.solver, spec.steps, preset.defaults.shift)
     inside = sum(spec.guidance.covers(float(t)) for t in table.door[: spec.steps])
-    return spec.steps, 0 if mode == "off" else inside, inside if mode == "dual" else 0
+    alone = mode == "dual" and _has_subjects(preset, spec)
+    return spec.steps, 0 if mode == "off" else inside, inside if alone else 0
 
 
 def _bytes(module: nn.Module) -> int:
@@ -200,34 +202,56 @@ def _encoding(preset: Preset, spec: Spec, text: Any, vae: Any) -> list[Stage]:
 def _denoising(
     preset: Preset, spec: Spec, dit: WanDiT, runs: tuple[int, int, int]
 ) -> list[Stage]:
-    config = preset.dit
-    words, inputs = _meta(1, config.text_len, config.text_dim), _subjects(preset, spec)
+    batch = _encodings(preset, spec)
+    negative = _encodings(preset, replace(spec, names=()))
+    words = negative.text_BTM
+    found = families.conditions(preset.family, dit, batch, negative, Guidance("dual"))
+    full, empty = found.full, found.empty
+    assert empty is not None
     shape = preset.latent_shape(spec.width, spec.height, spec.num_frames)
     x, t = _meta(1, *shape, dtype=torch.float32), _meta(1, dtype=torch.float64)
-    full, empty = dit.condition(words, inputs), dit.condition(words)
     held = sum(x.nbytes for x in tree_leaves((full, empty)) if isinstance(x, Tensor))
     num_full, num_empty, num_image = runs
-    seen = "prompt and subjects" if inputs else "prompt"
-    return [
-        *_stage(f"K and V: {seen}", 1, lambda: dit.condition(words, inputs)),
-        *_stage("K and V: negative prompt", min(1, num_empty), lambda: dit.condition(words)),
-        *_stage(f"denoising: {seen}", num_full, lambda: dit.denoise(x, t, full), held),
-        *_stage("denoising: subjects alone", num_image, lambda: dit.denoise(x, t, full), held),
-        *_stage("denoising: negative prompt", num_empty, lambda: dit.denoise(x, t, empty), held),
+    seen = "prompt and subjects" if _has_subjects(preset, spec) else "prompt"
+    alone = Guidance(scale=1.0)
+    denoising = _stage(f"denoising: {seen}", num_full, lambda: dit.denoise(x, t, full), held)
+    stages = [
+        *_stage(
+            f"K and V: {seen}",
+            1,
+            lambda: families.conditions(preset.family, dit, batch, negative, alone),
+        ),
+        *_stage("K and V: negative prompt", min(1, num_empty), lambda: dit.text_kv(words)),
+        *denoising,
     ]
+    if num_image:
+        # The same forward as the one that sees all: only the contents of the text differ.
+        stages.append(Stage("denoising: subjects alone", num_image, denoising[0].cost))
+    return stages + _stage(
+        "denoising: negative prompt", num_empty, lambda: dit.denoise(x, t, empty), held
+    )
 
 
-def _subjects(preset: Preset, spec: Spec) -> SubjectInputs | None:
-    config, num = preset.dit, len(spec.names)
-    if not num or not config.subject_layers:
-        return None
+def _has_subjects(preset: Preset, spec: Spec) -> bool:
+    return bool(spec.names) and (preset.family == "phantom" or preset.dit.subject_layers > 0)
+
+
+def _encodings(preset: Preset, spec: Spec) -> EncodingsBatch:
+    """Encodings without contents, of the request's shapes."""
+    config = preset.dit
+    num = len(spec.names) if _has_subjects(preset, spec) else 0
     width, height = preset.reference_size(spec.width, spec.height)
-    vlm = None
-    if config.use_vlm:
-        vlm = _meta(1, vlm_tokens(preset.vlm, num, height, width), config.vlm_dim)
+    num_vlm = vlm_tokens(preset.vlm, num, height, width) if num and config.use_vlm else 0
     channels, _, rows, columns = preset.latent_shape(width, height, num_frames=1)
-    refs = _meta(1, num, channels, rows, columns)
-    return SubjectInputs(refs, _meta(1, num, config.text_dim), vlm_BVM=vlm)
+    return EncodingsBatch(
+        text_BTM=_meta(1, config.text_len, config.text_dim),
+        refs_BSCHW=_meta(1, num, channels, rows, columns),
+        tags_BSM=_meta(1, num, config.text_dim),
+        # What is real is asked of the masks, so these have contents.
+        subject_mask_BS=torch.ones(1, num, dtype=torch.bool),
+        vlm_BVM=_meta(1, num_vlm, config.vlm_dim),
+        vlm_mask_BV=torch.ones(1, num_vlm, dtype=torch.bool),
+    )
 
 
 def _decoding(preset: Preset, spec: Spec, vae: Any) -> Cost:

@@ -119,7 +119,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a request gets when it does not say. `shift` is the schedule's, see `engine.flow`."""
+    """What a request gets when it does not say. `shift` is the schedule's, see `engine.flow`.
+
+    guidance, guidance_mode: see `engine.spec.Guidance`.
+    """
 
     width: int
     height: int
@@ -129,6 +132,7 @@ class Defaults:
     guidance: float
     shift: float
     solver: str
+    guidance_mode: str = "single"
 
 
 @dataclass(frozen=True)
@@ -136,7 +140,8 @@ class Preset:
     """One model family member: sizes of its parts, what may be asked, what is assumed.
 
     References are letter-boxed to `reference_width` x `reference_height` px; 0 means the size of
-    the requested video.
+    the requested video. `family` says how the transformer is shown its subjects, see
+    `engine.families`.
     """
 
     name: str
@@ -148,6 +153,7 @@ class Preset:
     defaults: Defaults
     reference_width: int
     reference_height: int
+    family: str = "identity"
 
     def latent_shape(self, width: int, height: int, num_frames: int) -> tuple[int, int, int, int]:
         """(C, F, H, W) of a video's latents; sides in px."""
@@ -322,4 +328,23 @@ WAN_14B = replace(
     limits=replace(WAN_1_3B.limits, max_side=1280, max_pixels=1280 * 720),
 )
 
-PRESETS: dict[str, Preset] = {preset.name: preset for preset in (MINIATURE, WAN_1_3B, WAN_14B)}
+# Phantom's weights have Wan's shapes; its subjects are latent frames behind the video's own.
+PHANTOM_1_3B = replace(
+    WAN_1_3B,
+    name="phantom-1.3b",
+    family="phantom",
+    dit=replace(WAN_1_3B.dit, subject_layers=0, use_vlm=False),
+    defaults=replace(_WAN_DEFAULTS, guidance_mode="dual"),
+)
+
+PHANTOM_14B = replace(
+    WAN_14B,
+    name="phantom-14b",
+    family="phantom",
+    dit=replace(WAN_14B.dit, subject_layers=0, use_vlm=False),
+    # Trained on 121 frames at 24 a second (its README).
+    defaults=replace(PHANTOM_1_3B.defaults, num_frames=121, fps=24),
+)
+
+_ALL = (MINIATURE, WAN_1_3B, WAN_14B, PHANTOM_1_3B, PHANTOM_14B)
+PRESETS: dict[str, Preset] = {preset.name: preset for preset in _ALL}

@@ -20,7 +20,7 @@ class Conditions(NamedTuple):
     """What guidance weighs against each other.
 
     full: prompt and subjects. empty: negative prompt, no subjects. image: negative prompt and
-    subjects, for dual guidance only.
+    subjects, for dual guidance only; None where there are no subjects, for then it is `empty`.
     """
 
     full: Condition
@@ -74,10 +74,8 @@ def guide(
     full = velocity(x, t_B, conditions.full)
     if guidance.is_off or conditions.empty is None or not guidance.covers(t):
         return full
-    if guidance.mode == "single":
-        empty = velocity(x, t_B, conditions.empty)
-        return empty + guidance.scale * (full - empty)
-    assert conditions.image is not None
-    image = velocity(x, t_B, conditions.image)
     empty = velocity(x, t_B, conditions.empty)
+    if guidance.mode == "single":
+        return empty + guidance.scale * (full - empty)
+    image = empty if conditions.image is None else velocity(x, t_B, conditions.image)
     return empty + guidance.image_scale * (image - empty) + guidance.text_scale * (full - image)

@@ -100,7 +100,7 @@ class Spec:
             "fps": assumed.fps,
             "steps": assumed.steps,
             "solver": assumed.solver,
-            "guidance": Guidance(scale=assumed.guidance),
+            "guidance": Guidance(assumed.guidance_mode, assumed.guidance),
         }
         for name, value in given.items():
             if name not in cls.__dataclass_fields__:

@@ -26,7 +26,9 @@ def plan(
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels.")] = None,
     frames: Annotated[int | None, typer.Option(help="Number of frames, 4k+1.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
-    guidance: Annotated[str, typer.Option(help="off, single or dual.")] = "single",
+    guidance: Annotated[
+        str | None, typer.Option(help="off, single or dual; otherwise the preset's own.")
+    ] = None,
     interval: Annotated[
         tuple[float, float], typer.Option(help="Times (1 is noise) between which it guides.")
     ] = (0.0, 1.0),
@@ -36,6 +38,7 @@ def plan(
     """Count FLOPs, memory and seconds of one video, stage by stage."""
     if preset not in PRESETS:
         fail(f"--preset {preset}: must be one of {', '.join(PRESETS)}")
+    guidance = guidance or PRESETS[preset].defaults.guidance_mode
     if guidance not in MODES:
         fail(f"--guidance {guidance}: must be one of {', '.join(MODES)}")
     most = PRESETS[preset].limits.max_subjects

@@ -23,7 +23,7 @@ from engine.text import TextEncoder, build_text_model
 from engine.vae import VAE, build_vae
 from engine.vlm import SPECIALS as VLM_SPECIALS
 from engine.vlm import build_vlm, special_ids
-from tests.engine.conftest import SPECIALS, TOY_PRESET, byte_tokenizer, random_dit
+from tests.engine.conftest import SPECIALS, TOY_PRESET, byte_tokenizer, picture, random_dit
 
 PLAIN_DIT = replace(TOY_PRESET.dit, subject_layers=0, use_vlm=False)
 # Wan's own VAE in small: its form decides how its parts are called.
@@ -136,6 +136,21 @@ def test_a_converted_folder_makes_the_video_of_its_parts(tmp_path: Path) -> None
     spec = Spec.of(engine.preset, "a cat", width=48, height=32, num_frames=5, steps=2)
     made, wanted = engine.generate(spec, []), direct.generate(spec, [])
     assert made.frames.tobytes() == wanted.frames.tobytes()
+
+
+def test_phantoms_weights_take_subjects(tmp_path: Path) -> None:
+    """The same file as plain Wan's; the preset says how its references are shown."""
+    sources = laid_out(tmp_path, published(), *LAYOUTS["wan"])
+    configs = differences(SMALL)
+    del configs["limits"]["max_subjects"]
+    convert(tmp_path / "model", "phantom-1.3b", sources, configs)
+    engine = Engine.load(tmp_path / "model")
+    assert engine.preset.family == "phantom" and engine.preset.limits.max_subjects == 4
+    spec = Spec.of(
+        engine.preset, "@anna waves", ("anna",), width=48, height=32, num_frames=5, steps=2
+    )
+    assert spec.guidance.mode == "dual"
+    assert engine.generate(spec, [picture("anna")]).frames.shape == (5, 32, 48, 3)
 
 
 def test_full_size_tables_have_upstreams_counts() -> None:

@@ -9,7 +9,8 @@ import torch
 from engine import flow
 from engine.encodings import stack
 from engine.errors import Cancelled, SpecError
-from engine.pipeline import Progress, noise
+from engine.families import noise
+from engine.pipeline import Progress
 from engine.sample import Step
 from engine.spec import Guidance, Spec
 from tests.engine.conftest import TOY_PRESET, picture, random_engine
@@ -170,4 +171,5 @@ def test_a_batch_is_its_requests(engine):
 
 
 def test_noise_of_a_row_is_its_seeds_own():
-    assert torch.equal(noise([3, 4], (2, 5))[1:], noise([4], (2, 5)))
+    both = noise("identity", [3, 4], (2, 5, 1, 1), 2)
+    assert torch.equal(both[1:], noise("identity", [4], (2, 5, 1, 1), 2))

@@ -1,0 +1,98 @@
+"""Families: one transformer, and two ways to show it its subjects.
+
+    identity   ID-Crafter: a stream of K and V beside the text's, computed once (`engine.dit`).
+               Without subjects, or with weights that have no stream, it is plain Wan.
+    phantom    Phantom: the references are latent frames behind the video's own. They take part in
+               every forward, also in the one for the negative prompt, where they are zeros.
+
+Everything that differs between them stands here, so that the sampler and the solver know neither.
+Sources: Phantom-video/Phantom `generate.py` (load_ref_images) and `phantom_wan/subject2video.py`
+(its loop); arXiv 2502.11079.
+
+Legend: B requests, C channels, F latent frames, S subjects, H W latents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from engine.dit import Condition, WanDiT
+from engine.encodings import STANDARD_FIT, EncodingsBatch, Fit
+from engine.sample import Conditions
+from engine.spec import Guidance
+
+FAMILIES = ("identity", "phantom")
+# Phantom pads with white and cuts sides to whole pixels.
+FITS = {"identity": STANDARD_FIT, "phantom": Fit(pad=255, truncate=True)}
+
+
+def conditions(
+    family: str,
+    dit: WanDiT,
+    batch: EncodingsBatch,
+    negative: EncodingsBatch,
+    guidance: Guidance,
+) -> Conditions:
+    """All that guidance needs of text and subjects, computed once.
+
+    Args:
+        negative: encodings of the negative prompts, as many rows as `batch` or one for all.
+
+    Raises:
+        ValueError: requests of one batch with different numbers of subjects, under phantom.
+    """
+    assert family in FAMILIES, family
+    make = _phantom if family == "phantom" else _identity
+    text_BTM = negative.text_BTM.expand(len(batch.text_BTM), -1, -1)
+    found = make(dit, batch, None if guidance.is_off else text_BTM)
+    return found if guidance.mode == "dual" else found._replace(image=None)
+
+
+def _identity(dit: WanDiT, batch: EncodingsBatch, negative_BTM: Tensor | None) -> Conditions:
+    """The negative prompt has no subjects: its forwards cost what plain Wan's do."""
+    inputs = batch.subjects()
+    subjects = None if inputs is None else dit.subject_stream(*inputs)
+    full = dit.condition(batch.text_BTM, subjects)
+    if negative_BTM is None:
+        return Conditions(full)
+    empty = dit.text_kv(negative_BTM)
+    image = None if subjects is None else dit.condition(empty, subjects)
+    return Conditions(full, dit.condition(empty), image)
+
+
+def _phantom(dit: WanDiT, batch: EncodingsBatch, negative_BTM: Tensor | None) -> Conditions:
+    """The negative prompt's references are zeros, as many as there are."""
+    tail_BCFHW = None
+    if bool(batch.subject_mask_BS.any()):
+        if not bool(batch.subject_mask_BS.all()):
+            raise ValueError("requests of one batch must have equally many subjects")
+        tail_BCFHW = batch.refs_BSCHW.transpose(1, 2)
+    full = Condition(dit.text_kv(batch.text_BTM), tail_BCFHW=tail_BCFHW)
+    if negative_BTM is None:
+        return Conditions(full)
+    empty = Condition(dit.text_kv(negative_BTM))
+    if tail_BCFHW is None:
+        return Conditions(full, empty)
+    zeros = torch.zeros_like(tail_BCFHW)
+    image = empty._replace(tail_BCFHW=tail_BCFHW)
+    return Conditions(full, empty._replace(tail_BCFHW=zeros), image)
+
+
+def noise(
+    family: str, seeds: Sequence[int], shape: tuple[int, int, int, int], num_subjects: int
+) -> Tensor:
+    """Noise [B, C, F, H, W], each row from its own seed, drawn on the CPU: alike on every device.
+
+    Phantom draws for its reference frames too and never uses that part: with the same seed the
+    rest is the same only if it is drawn here as well.
+    """
+    channels, num_frames, *sides = shape
+    drawn = num_frames + (num_subjects if family == "phantom" else 0)
+    rows = [
+        torch.randn(channels, drawn, *sides, generator=torch.Generator().manual_seed(seed))
+        for seed in seeds
+    ]
+    return torch.stack(rows)[:, :, :num_frames]
