@@ -4,6 +4,7 @@ TroupeError
 ├── SpecError         the request asks for something that cannot be done; `field` names the culprit
 ├── CheckpointError   a model folder is incomplete, altered or of another shape
 ├── EncodingError     a picture or a prompt could not be turned into model input
+├── BackendError      a way of computing that was asked for cannot be had here
 ├── VideoError        frames could not be written as a video, or a video could not be read
 └── Cancelled         somebody asked for the work to stop; not a fault
 
@@ -36,6 +37,10 @@ class CheckpointError(TroupeError):
 
 class EncodingError(TroupeError):
     """Input that the encoders cannot take; the message names it."""
+
+
+class BackendError(TroupeError):
+    """A compile mode or an attention kernel that cannot be used; the message says what to do."""
 
 
 class VideoError(TroupeError):

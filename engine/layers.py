@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.attention import dispatched, other_kernel
+
 EPS = 1e-6
 ROPE_POSITIONS = 1024
 
@@ -36,6 +38,9 @@ def attention(q_BLND: Tensor, kv: KV) -> Tensor:
         mask = mask[:, None, None, :]
     # Norms and RoPE work in fp32; the product runs in the precision of the values.
     q, k = q_BLND.to(kv.v_BKND.dtype), kv.k_BKND.to(kv.v_BKND.dtype)
+    other = other_kernel(q, masked=mask is not None)
+    if other is not None:
+        return dispatched(other, q, k, kv.v_BKND).flatten(2)
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), kv.v_BKND.transpose(1, 2)
     if q.device.type == "cpu" and torch.is_grad_enabled():
         # The CPU's flash kernel takes 20 times as long as products to go backward in bf16.
