@@ -20,6 +20,7 @@ from torch import Tensor
 
 from engine import checkpoint, families, flow
 from engine.cache import EncodingCache
+from engine.compile import velocity_of
 from engine.dit import WanDiT
 from engine.encodings import Encoders, Encodings, EncodingsBatch, encode, key, stack
 from engine.errors import SpecError
@@ -57,19 +58,27 @@ class Engine:
         preset: Preset,
         digest: str,
         cache: EncodingCache | None = None,
+        compile: str = "eager",
     ) -> None:
         self.dit = dit.eval()
+        self.velocity = velocity_of(self.dit, compile)
         self.encoders = encoders
         self.preset = preset
         self.digest = digest
         self.cache = cache or EncodingCache()
 
     @classmethod
-    def load(cls, folder: Path, cache: EncodingCache | None = None) -> Engine:
+    def load(
+        cls, folder: Path, cache: EncodingCache | None = None, compile: str = "eager"
+    ) -> Engine:
         """Loads a model folder, every file of it verified first. Weights become fp32.
+
+        Args:
+            compile: how a step is computed, one of `engine.compile.MODES`.
 
         Raises:
             CheckpointError: a file is missing, altered, unlisted or of another shape.
+            BackendError: the compile mode is unknown, or what it needs is not installed.
         """
         folder = Path(folder)
         manifest = checkpoint.verify(folder)
@@ -85,7 +94,7 @@ class Engine:
         text = TextEncoder.from_files(folder / "text.safetensors", words, preset.text)
         vae = VAE.from_files(folder / "vae.safetensors", preset.vae)
         dit.requires_grad_(False)
-        return cls(dit, Encoders(text, vae, vlm), preset, manifest.digest(), cache)
+        return cls(dit, Encoders(text, vae, vlm), preset, manifest.digest(), cache, compile)
 
     def generate(
         self,
@@ -168,7 +177,7 @@ class Engine:
         conditions = self.conditions(batch.to(device), negative.to(device), guidance)
         num_subjects = batch.refs_BSCHW.shape[1]
         start = families.noise(self.preset.family, seeds, shape, num_subjects).to(device)
-        return sample(self.dit.denoise, start, conditions, plan, guidance, on_step, resume)
+        return sample(self.velocity, start, conditions, plan, guidance, on_step, resume)
 
     @torch.no_grad()
     def conditions(
