@@ -65,6 +65,7 @@ def examine(model: Path) -> list[Finding]:
         disk,
         port,
         gpu,
+        attention_kernel,
         lambda: extra("tensorrt", "torch_tensorrt", "compiled engines"),
         lambda: extra("xformers", "xformers", "another attention kernel"),
         chromium,
@@ -183,6 +184,25 @@ def gpu() -> Finding:
             return Finding("gpu", "ok", torch.cuda.get_device_name())
     detail = "none; the miniature runs on the CPU, the Wan presets need one"
     return Finding("gpu", "note", detail)
+
+
+def attention_kernel() -> Finding:
+    """Which kernel would compute attention, and why; wrong where one asked for cannot."""
+    if importlib.util.find_spec("torch") is None:
+        return Finding("attention", "note", "unknown without torch")
+    import torch
+
+    from engine.attention import VARIABLE, choose_attention, installed_backends
+    from engine.errors import BackendError
+
+    card = torch.cuda.is_available()
+    capability = torch.cuda.get_device_capability() if card else None
+    installed = installed_backends() if card else frozenset({"native"})
+    try:
+        choice = choose_attention(capability, installed, os.environ.get(VARIABLE))
+    except BackendError as error:
+        return Finding("attention", "wrong", f"{VARIABLE}: {error}", f"unset {VARIABLE}")
+    return Finding("attention", "ok", f"{choice.backend}: {choice.reason}")
 
 
 def extra(name: str, module: str, purpose: str) -> Finding:

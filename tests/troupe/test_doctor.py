@@ -46,6 +46,27 @@ def test_bundled_redis_is_well(monkeypatch: pytest.MonkeyPatch) -> None:
     assert doctor.redis_server().level == "ok"
 
 
+def test_attention_kernel_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from engine import attention
+
+    monkeypatch.delenv(attention.VARIABLE, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    found = doctor.attention_kernel()
+    assert found.level == "ok" and found.detail == "native: torch's own, as always on a CPU"
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    found = doctor.attention_kernel()
+    assert found.detail == "native: torch's own; flash3: it is not installed"
+
+    monkeypatch.setenv(attention.VARIABLE, "flash9")
+    found = doctor.attention_kernel()
+    assert found.level == "wrong" and "there are native, flash3" in found.detail
+    assert found.remedy == "unset TROUPE_ATTENTION"
+
+
 def test_absent_extra_is_no_fault() -> None:
     found = doctor.extra("tensorrt", "no_such_module_here", "compiled engines")
     assert found.level == "note" and "optional" in found.detail
