@@ -62,6 +62,11 @@ def predict_x0(x: Tensor, v: Tensor, t: Tensor) -> Tensor:
     return x - _per_row(t, x) * v
 
 
+def velocity_to(x: Tensor, x0: Tensor, t: Tensor) -> Tensor:
+    """The velocity at x_t that points to the clean latent `x0`; inverse of `predict_x0`."""
+    return (x - x0) / _per_row(t, x)
+
+
 def shift_times(t: Tensor, shift: float) -> Tensor:
     """Moves times towards noise by `shift` >= 1 (SD3 equation 23; Wan's sample_shift)."""
     return shift * t / (1 + (shift - 1) * t)
@@ -127,10 +132,12 @@ def unipc_step(
     num_steps = len(table) - 1
     now = [float(t) for t in table]
     x0 = x - now[index] * v
-    if index > 0:
-        x = _unipc_correct(now, index, min(2, num_steps - index + 1, index), x0, history)
+    # A run that enters later than at the first step has as little memory there as one at the first.
+    if history.last is not None:
+        order = min(2, num_steps - index + 1, len(history.x0s))
+        x = _unipc_correct(now, index, order, x0, history)
     x0s = (*history.x0s[-1:], x0)
-    x_next = _unipc_predict(now, index, min(2, num_steps - index, index + 1), x, x0s)
+    x_next = _unipc_predict(now, index, min(2, num_steps - index, len(x0s)), x, x0s)
     return x_next, History(x0s, x)
 
 

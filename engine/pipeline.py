@@ -22,10 +22,11 @@ from engine import checkpoint, families, flow
 from engine.cache import EncodingCache
 from engine.compile import velocity_of
 from engine.dit import WanDiT
+from engine.edit import Edit
 from engine.encodings import Encoders, Encodings, EncodingsBatch, encode, key, stack
 from engine.errors import SpecError
 from engine.presets import Preset
-from engine.sample import Conditions, Step, sample
+from engine.sample import Conditions, Source, Step, sample
 from engine.spec import Guidance, Reference, Span, Spec, text_of
 from engine.text import TextEncoder
 from engine.vae import VAE, to_frames
@@ -102,6 +103,7 @@ class Engine:
         references: Sequence[Reference],
         on_progress: OnProgress | None = None,
         scope: str = "",
+        edit: Edit | None = None,
     ) -> Video:
         """A video of the prompt with the referenced subjects. Same spec, same bytes.
 
@@ -110,14 +112,18 @@ class Engine:
             on_progress: called at every stage and after every step; what it raises (such as
                 `Cancelled`) ends the work there and comes out of here.
             scope: whose request it is; encodings are never shared between scopes.
+            edit: a video to start from, of the spec's size and length.
 
         Raises:
             SpecError: the request is not one that this model can serve.
         """
         tell = on_progress or (lambda progress: None)
         spec.validate(self.preset.limits)
+        if edit is not None:
+            edit.validate(spec)
         tell(Progress("encode", 0, spec.steps))
         batch, negative = self.encode(spec, references, scope)
+        source = None if edit is None else edit.source(self.encoders.vae, spec.steps)
         tell(Progress("denoise", 0, spec.steps))
         latents = self.sample(
             stack([batch]),
@@ -127,6 +133,7 @@ class Engine:
             flow.schedule(spec.solver, spec.steps, self.preset.defaults.shift),
             spec.guidance,
             lambda step: tell(self._progress(step)),
+            source=source,
         )
         tell(Progress("decode", spec.steps, spec.steps))
         frames = self.decode(latents)[0]
@@ -166,18 +173,21 @@ class Engine:
         guidance: Guidance,
         on_step: Callable[[Step], None] | None = None,
         resume: Step | None = None,
+        source: Source | None = None,
     ) -> Tensor:
         """Latents [B, C, F, H, W] of B requests, one seed each.
 
         Args:
             negative: encodings of the negative prompts; one row serves all.
             shape: of one request's latents, see `Preset.latent_shape`.
+            source: a known clip to start from, see `engine.edit`.
         """
         device = self.dit.head.head.weight.device
         conditions = self.conditions(batch.to(device), negative.to(device), guidance)
         num_subjects = batch.refs_BSCHW.shape[1]
         start = families.noise(self.preset.family, seeds, shape, num_subjects).to(device)
-        return sample(self.velocity, start, conditions, plan, guidance, on_step, resume)
+        known = None if source is None else source.to(device)
+        return sample(self.velocity, start, conditions, plan, guidance, on_step, resume, known)
 
     @torch.no_grad()
     def conditions(

@@ -28,6 +28,29 @@ class Conditions(NamedTuple):
     image: Condition | None = None
 
 
+class Source(NamedTuple):
+    """A known clip that a run starts from (`engine.edit`).
+
+    x0_BCFHW: its clean latents. first: the step at which the run enters. mask_BCFHW: 1 where
+    something new is made, C may be 1; None is everywhere.
+    """
+
+    x0_BCFHW: Tensor
+    first: int
+    mask_BCFHW: Tensor | None = None
+
+    def steer(self, v: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """The velocity, pointing at the known latents where nothing new is made."""
+        if self.mask_BCFHW is None:
+            return v
+        return torch.lerp(flow.velocity_to(x, self.x0_BCFHW, t), v, self.mask_BCFHW)
+
+    def to(self, device: torch.device) -> "Source":
+        """The same on another device."""
+        mask = None if self.mask_BCFHW is None else self.mask_BCFHW.to(device)
+        return Source(self.x0_BCFHW.to(device), self.first, mask)
+
+
 class Step(NamedTuple):
     """Where a run stands after `done` of `num_steps` steps; hand it back to go on from there.
 
@@ -49,16 +72,23 @@ def sample(
     guidance: Guidance,
     on_step: Callable[[Step], None] | None = None,
     resume: Step | None = None,
+    source: Source | None = None,
 ) -> Tensor:
-    """Latents [B, C, F, H, W] from noise, or on from `resume`, to the same bits.
+    """Latents [B, C, F, H, W] from noise or a noisy `source`, or on from `resume`, to the same
+    bits.
 
     `on_step` is called after every step and may raise to stop.
     """
     x, history, first = noise_BCFHW, flow.History(), 0
+    if source is not None:
+        first = source.first
+        x = flow.add_noise(source.x0_BCFHW, noise_BCFHW, plan.times[first])
     if resume is not None:
         x, history, first = resume.x, resume.history, resume.done
     for index in range(first, plan.num_steps):
         v = guide(velocity, x, float(plan.door[index]), conditions, guidance)
+        if source is not None:
+            v = source.steer(v, x, plan.times[index])
         x0 = flow.predict_x0(x, v, plan.times[index])
         x, history = flow.step(plan, index, x, v, history)
         if on_step is not None:

@@ -7,19 +7,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 import typer
 from PIL import Image, UnidentifiedImageError
 
-from engine.errors import CheckpointError, SpecError, TroupeError
+from engine.errors import CheckpointError, SpecError, TroupeError, VideoError
 from engine.presets import Preset
 from engine.spec import Guidance, Reference, Spec, frames_of
 from troupe.terminal import fail, out, progress_bar
 
 if TYPE_CHECKING:
+    from engine.edit import Edit
     from engine.pipeline import Engine, Progress
     from engine.video import Video
 
 MODEL = Path("models/miniature")
+STRENGTH = 0.6
 SHARES = {"encode": (0.0, 0.05), "denoise": (0.05, 0.9), "decode": (0.9, 1.0)}
 # What a field of a Spec is called on the command line, where the two differ.
 OPTIONS = {
@@ -30,6 +33,7 @@ OPTIONS = {
     "num_frames": "--frames",
     "guidance.scale": "--guidance",
     "subjects": "--subject",
+    "video": "--video",
 }
 
 
@@ -47,15 +51,27 @@ def generate(
     guidance: Annotated[float | None, typer.Option(help="Pull of the conditions.")] = None,
     negative: Annotated[str, typer.Option(help="What not to show.")] = "",
     solver: Annotated[str | None, typer.Option(help="euler or unipc.")] = None,
+    video: Annotated[Path | None, typer.Option(help="A video to edit, mp4.")] = None,
+    strength: Annotated[
+        float, typer.Option(help="How much of --video is made anew, up to 1.")
+    ] = STRENGTH,
+    mask: Annotated[
+        Path | None, typer.Option(help="Picture, white where --video is made anew.")
+    ] = None,
     model: Annotated[Path, typer.Option(help="Model folder.")] = MODEL,
     out_path: Annotated[Path, typer.Option("--out", help="File to write.")] = Path("out.mp4"),
 ) -> None:
     """Make a video of named subjects, and a contact sheet beside it."""
     try:
         references = read_subjects(subject or [])
+        old = None if video is None else read_video(video)
+        if old is None and mask is not None:
+            raise SpecError("mask", "needs --video, of which it is a part")
         engine = load_engine(model)
+        if old is not None and frames is None and seconds is None:
+            frames = video_length(old, engine.preset)
         given = {
-            "fps": fps,
+            "fps": old.fps if fps is None and old is not None else fps,
             "steps": steps,
             "seed": seed,
             "solver": solver,
@@ -68,17 +84,24 @@ def generate(
         asked = {name: value for name, value in given.items() if value is not None}
         spec = Spec.of(engine.preset, prompt, names, **asked)
         spec.validate(engine.preset.limits)
+        edit = None if old is None else read_edit(old, strength, mask, spec)
     except SpecError as error:
         fail(f"{option_of(error.field)} {error.message}", "troupe generate --help")
-    render(engine, spec, references, out_path)
+    render(engine, spec, references, out_path, edit)
 
 
-def render(engine: "Engine", spec: Spec, references: list[Reference], path: Path) -> None:
+def render(
+    engine: "Engine",
+    spec: Spec,
+    references: list[Reference],
+    path: Path,
+    edit: "Edit | None" = None,
+) -> None:
     """Generate with a progress bar; write the video and, beside it, the contact sheet."""
     started = time.monotonic()
     try:
         with progress_bar() as bar:
-            video = engine.generate(spec, references, on_progress=_follow(bar))
+            video = engine.generate(spec, references, on_progress=_follow(bar), edit=edit)
         write(video, references, path)
     except TroupeError as error:
         fail(str(error))
@@ -110,21 +133,54 @@ def read_subjects(given: list[str]) -> list[Reference]:
     return [_read_subject(pair) for pair in given]
 
 
-def _read_subject(pair: str) -> Reference:
+def _read_subject(pair: str, field: str = "subjects") -> Reference:
     name, sign, path = pair.partition("=")
     if not (name and sign and path):
-        raise SpecError("subjects", f"{pair!r} must be NAME=PICTURE, as in anna=anna.png")
+        raise SpecError(field, f"{pair!r} must be NAME=PICTURE, as in anna=anna.png")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as picture:
                 return Reference.from_image(name.removeprefix("@"), picture)
     except FileNotFoundError as error:
-        raise SpecError("subjects", f"{name}: there is no file {path}") from error
+        raise SpecError(field, f"{name}: there is no file {path}") from error
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise SpecError("subjects", f"{name}: {path} is not a picture that can be read") from error
+        raise SpecError(field, f"{name}: {path} is not a picture that can be read") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise SpecError("subjects", f"{name}: {path} has too many pixels") from error
+        raise SpecError(field, f"{name}: {path} has too many pixels") from error
+
+
+def read_video(path: Path) -> "Video":
+    """The frames of an mp4. Raises SpecError."""
+    from engine.video import Video
+
+    try:
+        return Video.from_mp4(path.read_bytes())
+    except FileNotFoundError as error:
+        raise SpecError("video", f"there is no file {path}") from error
+    except (OSError, VideoError) as error:
+        raise SpecError("video", f"{path} is not a video that can be read") from error
+
+
+def video_length(video: "Video", preset: Preset) -> int:
+    """Frames of the video that the model can take. Raises SpecError."""
+    from engine.edit import length
+
+    return length(video, preset.limits)
+
+
+def read_edit(video: "Video", strength: float, mask: Path | None, spec: Spec) -> "Edit":
+    """The video and mask at the spec's size. Raises SpecError."""
+    from engine.edit import Edit, fitted
+
+    marked = None
+    if mask is not None:
+        size = (spec.width, spec.height)
+        reference = _read_subject(f"mask={mask}", "mask")
+        marked = np.array(reference.to_image().convert("L").resize(size)) > 127
+    edit = Edit(fitted(video, spec.width, spec.height, spec.num_frames), strength, marked)
+    edit.validate(spec)
+    return edit
 
 
 def parse_size(size: str | None) -> dict[str, Any]:

@@ -140,3 +140,34 @@ def test_flipped_byte_in_the_model_is_told(random_model: Path, tmp_path: Path) -
     told = CliRunner().invoke(app, ["generate", "--prompt=x", f"--model={folder}"])
     assert told.exit_code == 1
     assert "vae.safetensors" in told.output and "troupe doctor" in told.output
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--mask", "m.png"], "--mask needs --video"),
+        (["--video", "nowhere.mp4"], "--video there is no file nowhere.mp4"),
+        (["--video", __file__], "is not a video that can be read"),
+    ],
+)
+def test_what_is_wrong_with_an_edit_is_told(given: list[str], message: str) -> None:
+    result = CliRunner().invoke(app, ["generate", "--prompt", "a meadow", *given])
+    assert result.exit_code == 1
+    assert message in " ".join(result.stderr.split())
+
+
+def test_a_video_is_edited(tmp_path: Path) -> None:
+    """What was made is taken up again; without a length it keeps its own."""
+    first, second = tmp_path / "first.mp4", tmp_path / "second.mp4"
+    common = ["--prompt", "a sunny meadow", "--steps", "2"]
+    runner = CliRunner()
+    made = runner.invoke(app, ["generate", *common, "--frames", "9", "--out", str(first)])
+    assert made.exit_code == 0, made.output
+    mask = Image.new("L", (10, 10))
+    mask.paste(255, (5, 0, 10, 10))
+    mask.save(tmp_path / "mask.png")
+    given = ["--video", str(first), "--strength", "0.5", "--mask", str(tmp_path / "mask.png")]
+    edited = runner.invoke(app, ["generate", *common, *given, "--out", str(second)])
+    assert edited.exit_code == 0, edited.output
+    with av.open(str(second)) as container:
+        assert len(list(container.decode(video=0))) == 9
