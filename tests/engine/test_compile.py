@@ -22,7 +22,8 @@ from engine.compile import (
 from engine.dit import Condition, WanDiT
 from engine.errors import BackendError
 from engine.packages import PROGRAM, key
-from tests.engine.conftest import TOY, random_dit, random_engine, random_inputs
+from engine.spec import Guidance, Spec
+from tests.engine.conftest import TOY, TOY_PRESET, random_dit, random_engine, random_inputs
 
 SMALL = replace(TOY, num_layers=2, subject_layers=1)
 PLAIN = replace(SMALL, subject_layers=0)
@@ -55,8 +56,11 @@ def test_unknown_mode_is_refused_with_the_list():
 
 
 def test_an_engine_samples_with_its_velocity():
-    engine = random_engine()
+    engine, steps = random_engine(), []
     assert engine.velocity == engine.dit.denoise
+    engine.velocity = lambda x, t, condition: steps.append(float(t[0])) or torch.zeros_like(x)
+    engine.generate(Spec.of(TOY_PRESET, "a sunny meadow", steps=2, guidance=Guidance(scale=1)), [])
+    assert len(steps) == 2
     with pytest.raises(BackendError, match="turbo"):
         random_engine(compile="turbo")
 
