@@ -30,10 +30,11 @@ from torch import Tensor
 
 from engine import checkpoint, foreign, lora, upstream
 from engine.checkpoint import Manifest
-from engine.dit import STREAM_PARAMETERS, WanDiT
+from engine.dit import STREAM_PARAMETERS
 from engine.errors import CheckpointError
 from engine.presets import Preset
 from engine.text import build_text_model
+from engine.vace import build_dit
 from engine.vae import build_vae
 from engine.vlm import build_vlm, special_ids
 
@@ -105,7 +106,7 @@ def _models(
     """Every file of the folder, checked and written to `draft`."""
     files: dict[str, bytes | Path] = {}
     with torch.device("meta"):
-        own = WanDiT(sizes.dit).state_dict()
+        own = build_dit(sizes.dit).state_dict()
     base = [name for name in own if not name.startswith(STREAM_PARAMETERS)]
     dit = upstream.original_names(dit, base)
     for path, strength in sources.loras:

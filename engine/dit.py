@@ -80,16 +80,25 @@ Text = Tensor | tuple[KV, ...]  # features, or what `text_kv` made of them
 Subjects = SubjectInputs | SubjectKV | None  # raw, or what `subject_stream` made of them
 
 
+class Context(NamedTuple):
+    """What VACE's context blocks read (`engine.vace`): tokens of the context, and the text's K and
+    V for each of these blocks."""
+
+    tokens_BLM: Tensor
+    text: tuple[KV, ...]
+
+
 class Condition(NamedTuple):
     """What a denoising step needs beside x and t: the text's K and V per block, the subjects.
 
     tail_BCFHW: clean latent frames that are laid behind the video's own and dropped again, as
-    Phantom shows its references; None without any.
+    Phantom shows its references; None without any. context: VACE's.
     """
 
     text: tuple[KV, ...]
     subjects: SubjectKV | None = None
     tail_BCFHW: Tensor | None = None
+    context: Context | None = None
 
     def repeated(self, times: int) -> "Condition":
         """Every row `times` times in succession."""
@@ -397,13 +406,26 @@ class WanDiT(nn.Module):
         mask_BL, subjects = None, condition.subjects
         if subjects is not None and subjects.tokens_BRM is not None:
             x_BLM, rope, mask_BL = self._append(x_BLM, rope, subjects, first=grid[0])
+        hints = self.hints(x_BLM, e_B6M, rope, condition.context)
         for index, block in enumerate(self.blocks):
             subject, present_B = None, None
             if subjects is not None and index < len(subjects.layers):
                 subject, present_B = subjects.layers[index], subjects.present_B
             text = condition.text[index]
             x_BLM = block(x_BLM, e_B6M, rope, mask_BL, text, subject, present_B)
+            if index in hints:
+                x_BLM = x_BLM + hints[index]
         return self._unpatch(self.head(x_BLM[:, :num_video], e_BM), grid)
+
+    def hints(
+        self,
+        x_BLM: Tensor,
+        e_B6M: Tensor,
+        rope: tuple[Tensor, Tensor],
+        context: Context | None,
+    ) -> dict[int, Tensor]:
+        """What is added behind a block, by its number: nothing in plain Wan."""
+        return {}
 
     def _time(self, t_B: Tensor) -> tuple[Tensor, Tensor]:
         """Time embedding [B, M] and the modulation of all blocks [B, 6, M], in fp32."""

@@ -57,6 +57,14 @@ class Edit:
         if self.mask is not None and not self.mask.any():
             raise SpecError("mask", "marks nothing: True is where the video is made anew")
 
+    def pixels(self) -> tuple[Tensor, Tensor | None]:
+        """[3, T, H, W] in [-1, 1], and the mask [T, H, W] as 0 and 1, or None."""
+        pixels = to_pixels(torch.from_numpy(self.video.frames)[None])[0]
+        if self.mask is None:
+            return pixels, None
+        mask = torch.from_numpy(np.ascontiguousarray(self.mask)).float()
+        return pixels, mask.expand(len(self.video.frames), -1, -1)
+
     def source(self, vae: VAE, steps: int) -> Source:
         """Latents and mask [1, …], and the step at which the run enters; fp32, on the CPU."""
         x0 = vae.encode(to_pixels(torch.from_numpy(self.video.frames)[None]))

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from engine.dit import SubjectInputs
 from engine.errors import SpecError
@@ -33,10 +34,12 @@ PREPROCESSING = 1
 
 class Fit(NamedTuple):
     """How a reference is letter-boxed. pad: grey of the margins, 0 to 255. truncate: sides are cut
-    to whole pixels, not rounded (Phantom `generate.py` load_ref_images)."""
+    to whole pixels, not rounded (Phantom `generate.py` load_ref_images). bilinear: the filter,
+    without anti-aliasing, on pixels as numbers (VACE); otherwise Lanczos."""
 
     pad: int = PAD_GREY
     truncate: bool = False
+    bilinear: bool = False
 
 
 STANDARD_FIT = Fit()
@@ -184,9 +187,20 @@ def letterbox(image: Image.Image, width: int, height: int, fit: Fit = STANDARD_F
     if fitted == (width, height) == image.size:
         return image.convert("RGB")
     canvas = Image.new("RGB", (width, height), (fit.pad,) * 3)
-    inside = image.convert("RGB").resize(fitted, Image.Resampling.LANCZOS)
+    inside = _bilinear(image, fitted) if fit.bilinear else _lanczos(image, fitted)
     canvas.paste(inside, ((width - fitted[0]) // 2, (height - fitted[1]) // 2))
     return canvas
+
+
+def _lanczos(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+
+
+def _bilinear(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """As torch's interpolation does it; upstream does not round to 8 bits, which we do."""
+    pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None].float()
+    resized = F.interpolate(pixels, (size[1], size[0]), mode="bilinear", align_corners=False)
+    return Image.fromarray(resized[0].permute(1, 2, 0).round().to(torch.uint8).numpy())
 
 
 def _fitted(size: tuple[int, int], into: tuple[int, int], truncate: bool) -> tuple[int, int]:

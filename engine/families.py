@@ -1,13 +1,15 @@
-"""Families: one transformer, and two ways to show it its subjects.
+"""Families: one transformer, and three ways to show it its subjects.
 
     identity   ID-Crafter: a stream of K and V beside the text's, computed once (`engine.dit`).
                Without subjects, or with weights that have no stream, it is plain Wan.
     phantom    Phantom: the references are latent frames behind the video's own. They take part in
                every forward, also in the one for the negative prompt, where they are zeros.
+    vace       VACE: the references stand in front, in the noisy latents and in the context that
+               context blocks read (`engine.vace`), under both prompts.
 
-Everything that differs between them stands here, so that the sampler and the solver know neither.
+Everything that differs between them stands here, so that the sampler and the solver know none.
 Sources: Phantom-video/Phantom `generate.py` (load_ref_images) and `phantom_wan/subject2video.py`
-(its loop); arXiv 2502.11079.
+(its loop), arXiv 2502.11079; ali-vilab/VACE `vace/models/wan/wan_vace.py`, arXiv 2503.07598.
 
 Legend: B requests, C channels, F latent frames, S subjects, H W latents.
 """
@@ -23,10 +25,15 @@ from engine.dit import Condition, WanDiT
 from engine.encodings import STANDARD_FIT, EncodingsBatch, Fit
 from engine.sample import Conditions
 from engine.spec import Guidance
+from engine.vace import VaceDiT
 
-FAMILIES = ("identity", "phantom")
-# Phantom pads with white and cuts sides to whole pixels.
-FITS = {"identity": STANDARD_FIT, "phantom": Fit(pad=255, truncate=True)}
+FAMILIES = ("identity", "phantom", "vace")
+# Both others pad with white and cut sides to whole pixels; VACE's filter is bilinear.
+FITS = {
+    "identity": STANDARD_FIT,
+    "phantom": Fit(pad=255, truncate=True),
+    "vace": Fit(pad=255, truncate=True, bilinear=True),
+}
 
 
 def conditions(
@@ -35,19 +42,25 @@ def conditions(
     batch: EncodingsBatch,
     negative: EncodingsBatch,
     guidance: Guidance,
+    context_BCFHW: Tensor | None = None,
 ) -> Conditions:
     """All that guidance needs of text and subjects, computed once.
 
     Args:
         negative: encodings of the negative prompts, as many rows as `batch` or one for all.
+        context_BCFHW: for vace, and only there, see `engine.vace.context_latents`.
 
     Raises:
         ValueError: requests of one batch with different numbers of subjects, under phantom.
     """
     assert family in FAMILIES, family
-    make = _phantom if family == "phantom" else _identity
     text_BTM = negative.text_BTM.expand(len(batch.text_BTM), -1, -1)
-    found = make(dit, batch, None if guidance.is_off else text_BTM)
+    other = None if guidance.is_off else text_BTM
+    if family == "vace":
+        assert context_BCFHW is not None
+        return _vace(dit, batch, other, context_BCFHW)
+    make = _phantom if family == "phantom" else _identity
+    found = make(dit, batch, other)
     return found if guidance.mode == "dual" else found._replace(image=None)
 
 
@@ -81,18 +94,35 @@ def _phantom(dit: WanDiT, batch: EncodingsBatch, negative_BTM: Tensor | None) ->
     return Conditions(full, empty._replace(tail_BCFHW=zeros), image)
 
 
+def _vace(
+    dit: WanDiT, batch: EncodingsBatch, negative_BTM: Tensor | None, context_BCFHW: Tensor
+) -> Conditions:
+    """Both prompts see the same context: guidance weighs the words only."""
+    assert isinstance(dit, VaceDiT)
+    rows = [batch.text_BTM] if negative_BTM is None else [batch.text_BTM, negative_BTM]
+    return Conditions(
+        *(Condition(dit.text_kv(row), context=dit.context(context_BCFHW, row)) for row in rows)
+    )
+
+
+def num_leading(family: str, num_subjects: int) -> int:
+    """Latent frames in front of the video's own, which are dropped when it is done."""
+    return num_subjects if family == "vace" else 0
+
+
 def noise(
     family: str, seeds: Sequence[int], shape: tuple[int, int, int, int], num_subjects: int
 ) -> Tensor:
     """Noise [B, C, F, H, W], each row from its own seed, drawn on the CPU: alike on every device.
 
-    Phantom draws for its reference frames too and never uses that part: with the same seed the
-    rest is the same only if it is drawn here as well.
+    `shape` is that of the video. VACE has noise for its references as well; Phantom draws it and
+    never uses it: with the same seed the rest is the same only if it is drawn here too.
     """
     channels, num_frames, *sides = shape
-    drawn = num_frames + (num_subjects if family == "phantom" else 0)
+    drawn = num_frames + (num_subjects if family != "identity" else 0)
     rows = [
         torch.randn(channels, drawn, *sides, generator=torch.Generator().manual_seed(seed))
         for seed in seeds
     ]
-    return torch.stack(rows)[:, :, :num_frames]
+    kept = num_frames + num_leading(family, num_subjects)
+    return torch.stack(rows)[:, :, :kept]

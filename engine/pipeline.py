@@ -29,6 +29,7 @@ from engine.presets import Preset
 from engine.sample import Conditions, Source, Step, sample
 from engine.spec import Guidance, Reference, Span, Spec, text_of
 from engine.text import TextEncoder
+from engine.vace import build_dit, context_latents
 from engine.vae import VAE, to_frames
 from engine.video import Video, picture_bytes
 from engine.vlm import VLM
@@ -85,7 +86,7 @@ class Engine:
         manifest = checkpoint.verify(folder)
         preset = manifest.resolve()
         checkpoint.require(manifest, needed_files(preset))
-        dit = WanDiT(preset.dit)
+        dit = build_dit(preset.dit)
         checkpoint.load_strict(dit, folder / "dit.safetensors")
         vlm = None
         if preset.dit.use_vlm:
@@ -124,6 +125,10 @@ class Engine:
         tell(Progress("encode", 0, spec.steps))
         batch, negative = self.encode(spec, references, scope)
         source = None if edit is None else edit.source(self.encoders.vae, spec.steps)
+        context = None
+        if self.preset.family == "vace":
+            context = self._context(spec, batch, edit)
+        leading = families.num_leading(self.preset.family, len(spec.names))
         tell(Progress("denoise", 0, spec.steps))
         latents = self.sample(
             stack([batch]),
@@ -132,8 +137,9 @@ class Engine:
             self.preset.latent_shape(spec.width, spec.height, spec.num_frames),
             flow.schedule(spec.solver, spec.steps, self.preset.defaults.shift),
             spec.guidance,
-            lambda step: tell(self._progress(step)),
+            lambda step: tell(self._progress(step, leading)),
             source=source,
+            context_BCFHW=context,
         )
         tell(Progress("decode", spec.steps, spec.steps))
         frames = self.decode(latents)[0]
@@ -174,6 +180,7 @@ class Engine:
         on_step: Callable[[Step], None] | None = None,
         resume: Step | None = None,
         source: Source | None = None,
+        context_BCFHW: Tensor | None = None,
     ) -> Tensor:
         """Latents [B, C, F, H, W] of B requests, one seed each.
 
@@ -181,31 +188,54 @@ class Engine:
             negative: encodings of the negative prompts; one row serves all.
             shape: of one request's latents, see `Preset.latent_shape`.
             source: a known clip to start from, see `engine.edit`.
+            context_BCFHW: what VACE's context blocks read, see `engine.vace`.
         """
         device = self.dit.head.head.weight.device
-        conditions = self.conditions(batch.to(device), negative.to(device), guidance)
-        num_subjects = batch.refs_BSCHW.shape[1]
-        start = families.noise(self.preset.family, seeds, shape, num_subjects).to(device)
+        family, num_subjects = self.preset.family, batch.refs_BSCHW.shape[1]
+        if context_BCFHW is not None:
+            context_BCFHW = context_BCFHW.to(device)
+        conditions = self.conditions(
+            batch.to(device), negative.to(device), guidance, context_BCFHW
+        )
+        start = families.noise(family, seeds, shape, num_subjects).to(device)
+        leading = families.num_leading(family, num_subjects)
+        if source is not None and leading:
+            source = source.behind(batch.refs_BSCHW.transpose(1, 2))
         known = None if source is None else source.to(device)
-        return sample(self.velocity, start, conditions, plan, guidance, on_step, resume, known)
+        latents = sample(
+            self.velocity, start, conditions, plan, guidance, on_step, resume, known
+        )
+        return latents[:, :, leading:]
 
     @torch.no_grad()
     def conditions(
-        self, batch: EncodingsBatch, negative: EncodingsBatch, guidance: Guidance
+        self,
+        batch: EncodingsBatch,
+        negative: EncodingsBatch,
+        guidance: Guidance,
+        context_BCFHW: Tensor | None = None,
     ) -> Conditions:
         """K and V of text and subjects for all that guidance needs, computed once."""
-        return families.conditions(self.preset.family, self.dit, batch, negative, guidance)
+        return families.conditions(
+            self.preset.family, self.dit, batch, negative, guidance, context_BCFHW
+        )
+
+    def _context(self, spec: Spec, batch: Encodings, edit: Edit | None) -> Tensor:
+        """VACE's context of one request, [1, C, S + F, H, W]."""
+        pixels, mask = (None, None) if edit is None else edit.pixels()
+        shape = (spec.num_frames, spec.height, spec.width)
+        return context_latents(self.encoders.vae, batch.refs_SCHW, pixels, mask, shape)[None]
 
     def decode(self, latents_BCFHW: Tensor) -> Tensor:
         """uint8 frames [B, T, H, W, 3]."""
         return to_frames(self.encoders.vae.decode(latents_BCFHW))
 
-    def _progress(self, step: Step) -> Progress:
+    def _progress(self, step: Step, leading: int) -> Progress:
         # The first latent frame decodes alone: a picture of the scene for 1 / T of a decode.
         preview = None
         every = max(1, step.num_steps // NUM_PREVIEWS)
         if step.done % every == 0 and step.done < step.num_steps:
-            frame_HWC = self.decode(step.x0[:1, :, :1])[0, 0]
+            frame_HWC = self.decode(step.x0[:1, :, leading : leading + 1])[0, 0]
             preview = picture_bytes(Image.fromarray(frame_HWC.numpy()))
         return Progress("denoise", step.done, step.num_steps, preview)
 

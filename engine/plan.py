@@ -30,6 +30,7 @@ from engine.encodings import EncodingsBatch
 from engine.presets import Preset, VLMConfig
 from engine.spec import Guidance, Spec
 from engine.text import build_text_model
+from engine.vace import build_dit
 from engine.vae import build_vae
 from engine.vlm import SPECIALS, build_vlm
 
@@ -143,7 +144,7 @@ def plan(preset: Preset, spec: Spec, card: Card) -> Plan:
     """
     spec.validate(preset.limits)
     with torch.device("meta"):
-        dit = WanDiT(preset.dit).bfloat16()
+        dit = build_dit(preset.dit).bfloat16()
         text = build_text_model(preset.text).bfloat16()
         vae = build_vae(preset.vae).bfloat16()
         vlm = build_vlm(preset.vlm, _token_ids()).bfloat16() if preset.dit.use_vlm else None
@@ -162,7 +163,7 @@ def forwards(preset: Preset, spec: Spec, mode: str) -> tuple[int, int, int]:
     """How many forwards see everything, nothing, and the pictures only, over all steps."""
     table = flow.schedule(spec.solver, spec.steps, preset.defaults.shift)
     inside = sum(spec.guidance.covers(float(t)) for t in table.door[: spec.steps])
-    alone = mode == "dual" and _has_subjects(preset, spec)
+    alone = mode == "dual" and _has_subjects(preset, spec) and preset.family != "vace"
     return spec.steps, 0 if mode == "off" else inside, inside if alone else 0
 
 
@@ -196,7 +197,12 @@ def _encoding(preset: Preset, spec: Spec, text: Any, vae: Any) -> list[Stage]:
     if preset.dit.use_vlm and num:
         flops = vlm_flops(preset.vlm, num, height, width)
         stages.append(Stage(ENCODER_STAGES[1], 1, Cost(Counter(matmul=flops))))
-    return stages + _stage("pictures: VAE encoder", num, lambda: vae.encode(picture))
+    stages += _stage("pictures: VAE encoder", num, lambda: vae.encode(picture))
+    if preset.family == "vace":
+        # What stays and what is made anew, each a whole video.
+        video = _meta(1, 3, spec.num_frames, spec.height, spec.width)
+        stages += _stage("context: VAE encoder", 2, lambda: vae.encode(video))
+    return stages
 
 
 def _denoising(
@@ -205,11 +211,14 @@ def _denoising(
     batch = _encodings(preset, spec)
     negative = _encodings(preset, replace(spec, names=()))
     words = negative.text_BTM
-    found = families.conditions(preset.family, dit, batch, negative, Guidance("dual"))
+    context = _context(preset, spec)
+    given = preset.family, dit, batch, negative
+    found = families.conditions(*given, Guidance("dual"), context)
     full, empty = found.full, found.empty
     assert empty is not None
-    shape = preset.latent_shape(spec.width, spec.height, spec.num_frames)
-    x, t = _meta(1, *shape, dtype=torch.float32), _meta(1, dtype=torch.float64)
+    channels, frames, *sides = preset.latent_shape(spec.width, spec.height, spec.num_frames)
+    frames += families.num_leading(preset.family, len(spec.names))
+    x, t = _meta(1, channels, frames, *sides, dtype=torch.float32), _meta(1, dtype=torch.float64)
     held = sum(x.nbytes for x in tree_leaves((full, empty)) if isinstance(x, Tensor))
     num_full, num_empty, num_image = runs
     seen = "prompt and subjects" if _has_subjects(preset, spec) else "prompt"
@@ -219,7 +228,7 @@ def _denoising(
         *_stage(
             f"K and V: {seen}",
             1,
-            lambda: families.conditions(preset.family, dit, batch, negative, alone),
+            lambda: families.conditions(*given, alone, context),
         ),
         *_stage("K and V: negative prompt", min(1, num_empty), lambda: dit.text_kv(words)),
         *denoising,
@@ -233,7 +242,15 @@ def _denoising(
 
 
 def _has_subjects(preset: Preset, spec: Spec) -> bool:
-    return bool(spec.names) and (preset.family == "phantom" or preset.dit.subject_layers > 0)
+    return bool(spec.names) and (preset.family != "identity" or preset.dit.subject_layers > 0)
+
+
+def _context(preset: Preset, spec: Spec) -> Tensor | None:
+    """VACE's context without contents."""
+    if preset.family != "vace":
+        return None
+    _, frames, *sides = preset.latent_shape(spec.width, spec.height, spec.num_frames)
+    return _meta(1, preset.dit.vace_in_dim, frames + len(spec.names), *sides)
 
 
 def _encodings(preset: Preset, spec: Spec) -> EncodingsBatch:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class DiTConfig:
-    """The diffusion transformer; the last six fields switch parts off for ablations.
+    """The diffusion transformer; fields from `intra` to `layout` switch parts off for ablations.
 
     `subject_layers` = 0 is plain Wan. `subject_dim` is the inner width of the stream's own
     attentions (stages 1 and 2); `subject_ffn_dim` = 0 leaves the stream without an MLP.
@@ -40,6 +40,8 @@ class DiTConfig:
     tag: bool = True
     place: bool = True
     layout: str = "stream"  # "stream", or "concat": reference tokens join the video sequence
+    vace_layers: tuple[int, ...] = ()  # blocks that VACE's context blocks stand beside, from 0 on
+    vace_in_dim: int = 0  # channels of its context
 
 
 @dataclass(frozen=True)
@@ -346,5 +348,26 @@ PHANTOM_14B = replace(
     defaults=replace(PHANTOM_1_3B.defaults, num_frames=121, fps=24),
 )
 
-_ALL = (MINIATURE, WAN_1_3B, WAN_14B, PHANTOM_1_3B, PHANTOM_14B)
+# VACE: context blocks beside some of Wan's (wan/modules/vace_model.py, its two config.json).
+VACE_1_3B = replace(
+    WAN_1_3B,
+    name="vace-1.3b",
+    family="vace",
+    dit=replace(
+        PHANTOM_1_3B.dit, vace_layers=tuple(range(0, 30, 2)), vace_in_dim=2 * 16 + 8 * 8
+    ),
+    defaults=replace(_WAN_DEFAULTS, guidance=5.0, shift=16.0),
+)
+
+VACE_14B = replace(
+    WAN_14B,
+    name="vace-14b",
+    family="vace",
+    dit=replace(
+        PHANTOM_14B.dit, vace_layers=tuple(range(0, 40, 5)), vace_in_dim=2 * 16 + 8 * 8
+    ),
+    defaults=VACE_1_3B.defaults,
+)
+
+_ALL = (MINIATURE, WAN_1_3B, WAN_14B, PHANTOM_1_3B, PHANTOM_14B, VACE_1_3B, VACE_14B)
 PRESETS: dict[str, Preset] = {preset.name: preset for preset in _ALL}

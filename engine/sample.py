@@ -45,6 +45,14 @@ class Source(NamedTuple):
             return v
         return torch.lerp(flow.velocity_to(x, self.x0_BCFHW, t), v, self.mask_BCFHW)
 
+    def behind(self, frames_BCFHW: Tensor) -> "Source":
+        """The same with these latents in front in time, where everything is made anew."""
+        mask = self.mask_BCFHW
+        if mask is not None:
+            shape = (len(mask), mask.shape[1], frames_BCFHW.shape[2], *mask.shape[3:])
+            mask = torch.cat([mask.new_ones(shape), mask], dim=2)
+        return Source(torch.cat([frames_BCFHW, self.x0_BCFHW], dim=2), self.first, mask)
+
     def to(self, device: torch.device) -> "Source":
         """The same on another device."""
         mask = None if self.mask_BCFHW is None else self.mask_BCFHW.to(device)

@@ -32,6 +32,8 @@ _RENAMED = (
     ("self_attn.", "attn1.to_"),
     ("cross_attn.", "attn2.to_"),
     ("norm3", "norm2"),
+    ("before_proj", "proj_in"),
+    ("after_proj", "proj_out"),
     ("ffn.0", "ffn.net.0.proj"),
     ("ffn.2", "ffn.net.2"),
 )
