@@ -205,13 +205,19 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def grid_step(weight: Tensor, steps: int) -> Tensor:
+    """The step of a matrix's grid: `steps` of them in its root mean square, fewer where its largest
+    value needs it."""
+    return torch.maximum(weight.square().mean().sqrt() / steps, weight.abs().max() / 127)
+
+
 def on_grid(name: str, weight: Tensor, steps: int) -> dict[str, Tensor]:
-    """A matrix as int8 multiples of one step, `steps` of them in its root mean square (fewer where
-    its largest value needs it); vectors stay as they are. `read_tensors` is the way back."""
+    """A matrix as int8 multiples of one step, see `grid_step`; vectors stay as they are.
+    `read_tensors` is the way back."""
     if weight.ndim < 2 or not bool(weight.any()):
         return {name: weight}
     wide = weight.float()
-    step = torch.maximum(wide.square().mean().sqrt() / steps, wide.abs().max() / 127)
+    step = grid_step(wide, steps)
     if not 0 < float(step) < float("inf"):
         raise CheckpointError(f"{name} has no grid: its size is {float(step)}")
     return {name: torch.round(wide / step).to(torch.int8), name + GRID_STEP: step.view(1)}

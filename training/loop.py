@@ -7,10 +7,10 @@ run's folder asks for the final decay of the learning rate now.
 
 from __future__ import annotations
 
-import math
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from training.decay import decay_window, is_decaying, rate_factor
 from training.dist import Group, current, whole
 from training.optim import NOT_HIDDEN, OptimConfig
 from training.report import Report
-from training.state import Position, TrainState
+from training.state import TrainState
 from training.stream import BatchFn, batches, seed_for
 
 LossFn = Callable[[nn.Module, Any], dict[str, Tensor]]
 SheetFn = Callable[[nn.Module, Path], None]
 EvalFn = Callable[[nn.Module], dict[str, float]]
 ExportFn = Callable[[nn.Module, Path], None]
+Around = Callable[[nn.Module], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
@@ -85,31 +87,6 @@ class Outcome:
     finished: bool
 
 
-def rate_factor(config: LoopConfig, position: Position) -> float:
-    """Learning rate at this position as a part of its peak, in [final, 1]."""
-    step, final = position.step, config.final
-    warm = min(1.0, (step + 1) / max(config.warmup, 1))
-    if config.schedule == "cosine":
-        assert config.steps is not None
-        part = min(1.0, step / max(config.steps, 1))
-        return warm * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * part)))
-    begin, length = decay_window(config, position)
-    if config.schedule == "constant" or begin is None or step < begin:
-        return warm
-    part = min(1.0, (step - begin + 1) / max(length, 1))
-    return warm * (1 - (1 - final) * part)
-
-
-def decay_window(config: LoopConfig, position: Position) -> tuple[int | None, int]:
-    """(first step of the decay, its length): as asked for during the run, else from the plan."""
-    if position.decay_start is not None:
-        return position.decay_start, position.decay_steps
-    if config.steps is None:
-        return None, 0
-    length = max(1, round(config.steps * config.decay_fraction))
-    return config.steps - length, length
-
-
 class _Stop:
     """SIGTERM and SIGINT become a flag while a run is on; the old handlers return after it."""
 
@@ -140,6 +117,7 @@ class _Run:
     group: Group
     report: Report
     sharded: bool = False
+    around: Around | None = None
     saved_at: float = 0.0
     skipped: int = 0
 
@@ -193,15 +171,17 @@ def update(run: _Run, batches: Iterator[Any], loss_fn: LossFn) -> dict[str, floa
     config, state = run.config, run.state
     values: dict[str, Tensor] = {}
     state.optimizer.zero_grad()
-    for _ in range(config.accumulate):
-        index, batch = next(batches)
-        seed_for(config.seed, index)
-        with torch.autocast(config.device, torch.bfloat16, enabled=config.bf16):
-            parts = loss_fn(state.model, batch)
-        (parts["loss"] / config.accumulate).backward()
-        for name, value in parts.items():
-            share = value.detach().float().mean() / config.accumulate
-            values[name] = values[name] + share if name in values else share
+    decays = is_decaying(config, state.position)
+    with run.around(state.model) if run.around and decays else nullcontext():
+        for _ in range(config.accumulate):
+            index, batch = next(batches)
+            seed_for(config.seed, index)
+            with torch.autocast(config.device, torch.bfloat16, enabled=config.bf16):
+                parts = loss_fn(state.model, batch)
+            (parts["loss"] / config.accumulate).backward()
+            for name, value in parts.items():
+                share = value.detach().float().mean() / config.accumulate
+                values[name] = values[name] + share if name in values else share
     parameters = state.optimizer.parameters()
     _same_gradients(run, parameters, values)
     norm = whole(torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip or float("inf")))
@@ -372,6 +352,7 @@ def run(
     export_fn: ExportFn | None = None,
     folder: Path | None = None,
     shard: Callable[[nn.Module], object] | None = None,
+    around: Around | None = None,
 ) -> Outcome:
     """Train `model` in place; the same call after any interruption continues it.
 
@@ -382,8 +363,10 @@ def run(
     folder: default runs/<name>; holds state/, sheets/, log.jsonl, curves.png.
     shard: applied to the model and to its EMA, see `dist.shard`; with it the functions that look
         at the EMA run in every process, for a sharded module moves only in all at once.
+    around: a context for the forward and backward of each update while the rate decays.
     """
     begun = _begin(config, model, folder or Path("runs") / config.name, shard)
+    begun.around = around
     with _Stop() as stop, begun.report:
         finished = _steps(
             begun, loss_fn, batch_fn, lambda: _look(begun, sheet_fn, eval_fn), stop

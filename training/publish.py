@@ -34,7 +34,7 @@ FILES = {
     "detector.safetensors": "identity",
     "oracle.safetensors": "identity",
 }
-GRID = 6
+GRID = 3
 DIT = f"{FILES['dit.safetensors']}/dit.safetensors"
 STATES = {
     "vae": "miniature_vae",

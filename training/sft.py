@@ -25,6 +25,7 @@ from training import dist, lora, losses
 from training.data.loader import Batch, Dropout, Loader, drop_conditions
 from training.data.precompute import Sources, load_sources, precompute
 from training.data.shards import COLUMNS, ShardFolder, Table
+from training.grid import rounded
 from training.latent_reader import LatentReader, certainty, identity_loss, load_reader
 from training.loop import LoopConfig, Outcome
 from training.loop import run as run_loop
@@ -66,6 +67,8 @@ class DataConfig:
 @dataclass(frozen=True)
 class SftConfig:
     """region_gain: weight of errors in subjects' boxes. shift: of the training times.
+    grid: steps to the root mean square of the grid on which the weights will ship; while the rate
+    decays the matrices are rounded to it (`training.grid`). 0: never.
     draws: times and noises for each clip of a batch, which share its conditions' K and V.
     base: weights to start from, with the identity stream or without; None for fresh ones.
     use_vlm_tokens: False trains without them though the model could read them (they may come
@@ -80,6 +83,7 @@ class SftConfig:
     region_gain: float = 2.5
     identity_gain: float = 0.0
     reader: Path | None = None
+    grid: int = 0
     shift: float = 1.0
     draws: int = 1
     base: Path | None = None
@@ -95,6 +99,8 @@ class SftConfig:
         # One subject alone skips stage 2: then one process would gather what others do not.
         if self.fsdp and not self.data.mixed:
             raise ValueError("fsdp needs mixed batches: every process must run the same parts")
+        if self.grid and (self.lora or self.fsdp):
+            raise ValueError("grid goes with all weights, whole in each process: no lora or fsdp")
         if self.identity_gain and self.reader is None:
             raise ValueError("identity_gain needs a reader: the file of a latent reader")
 
@@ -200,6 +206,7 @@ def train(config: SftConfig, folder: Path | None = None) -> Outcome:
     group = dist.current()
     sheet = Sheet(config) if config.loop.sheet_every and group.is_first else None
     shard = partial(sharded, config=config) if config.fsdp and group.size > 1 else None
+    around = partial(rounded, steps=config.grid) if config.grid else None
     return run_loop(
         config.loop,
         dit,
@@ -209,6 +216,7 @@ def train(config: SftConfig, folder: Path | None = None) -> Outcome:
         export_fn=partial(export, config=config),
         folder=folder,
         shard=shard,
+        around=around,
     )
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from training import dist
 from training.data.loader import Dropout
 from training.loop import LoopConfig
+from training.publish import GRID
 from training.sft import DataConfig, SftConfig, precompute_part, run_config
 
 SHIPPED = Path("models/miniature")
@@ -55,8 +56,8 @@ def miniature() -> SftConfig:
     """The miniature's numbers, for two cores: full size, from the weights of `miniature_still`.
 
     Two noises share a clip's conditions; times lean to noise, where references and motions are
-    decided; a reader of latents says what the squared error hardly sees; VLM tokens are left out
-    until the VLM knows who does what."""
+    decided; a reader of latents says what the squared error hardly sees; the decay happens on the
+    grid that ships; VLM tokens are left out until the VLM knows who does what."""
     runs = Path("runs")
     return SftConfig(
         loop=LoopConfig(
@@ -78,6 +79,7 @@ def miniature() -> SftConfig:
         region_gain=5.0,
         identity_gain=0.04,
         reader=runs / "latent_reader" / "latent_reader.safetensors",
+        grid=GRID,
         draws=2,
         shift=4.0,
         base=runs / "miniature_sft_still" / "dit.safetensors",
@@ -108,6 +110,7 @@ def miniature_still() -> SftConfig:
         base=Path("runs/miniature_sft_small/dit.safetensors"),
         dropout=Dropout(everything=0.06, subjects=0.03, vlm=0.0, text=0.03),
         region_gain=6.0,
+        grid=0,
         draws=4,
     )
 
@@ -180,6 +183,7 @@ def run_lora() -> None:
     """Recipe `miniature_lora`: adapters of rank 8 on the trained miniature."""
     config = miniature()
     loop = replace(config.loop, name="miniature_lora", minutes=10.0, muon_lr=None, lr=5e-4)
+    config = replace(config, grid=0)
     base = Path("runs/miniature_sft/dit.safetensors")
     gather_encoders(Path("runs"), Path("runs/encoders"))
     run_config(_from_shipped(replace(config, loop=loop, base=base, lora=8)))

@@ -184,3 +184,42 @@ def test_compiling_takes_what_has_no_stream(config: sft.SftConfig) -> None:
     for change in ({"subject_layers": 0}, {"layout": "concat"}):
         dit = WanDiT(replace(config.preset.dit, **change))
         assert sft.compiled(dit) is dit
+
+
+def test_identity_loss_is_added_and_told(config: sft.SftConfig, tmp_path: Path) -> None:
+    from training import convnet
+    from training.latent_reader import LatentReader
+
+    torch.manual_seed(0)
+    convnet.save(LatentReader(16), tmp_path / "reader.safetensors")
+    plain = replace(config, loop=replace(LOOP, steps=1))
+    sft.train(plain, tmp_path / "plain")
+    read = replace(plain, identity_gain=1.0, reader=tmp_path / "reader.safetensors", draws=2)
+    sft.train(read, tmp_path / "read")
+    (row,) = read_log(tmp_path / "read" / "log.jsonl")
+    assert row["loss_identity"] > 0 and "loss_identity" not in read_log(
+        tmp_path / "plain" / "log.jsonl"
+    )[0]  # fmt: skip
+    with pytest.raises(CheckpointError, match="miniature_latent_reader"):
+        sft.train(replace(read, reader=tmp_path / "none.safetensors"), tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"identity_gain": 0.1}, "needs a reader"), ({"grid": 3, "lora": 2}, "no lora")],
+)
+def test_what_does_not_go_together_is_refused(
+    config: sft.SftConfig, change: dict[str, float], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(config, **change)
+
+
+def test_weights_are_rounded_while_the_rate_decays(config: sft.SftConfig, tmp_path: Path) -> None:
+    loop = replace(LOOP, steps=2, decay_fraction=1.0)
+    results = []
+    for grid in (0, 2):
+        sft.train(replace(config, loop=loop, grid=grid), tmp_path / str(grid))
+        results.append(read_log(tmp_path / str(grid) / "log.jsonl")[0])
+    # The head starts at zero, so the first loss is the same; its gradient is not.
+    assert results[0]["grad_norm"] != results[1]["grad_norm"]
