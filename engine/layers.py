@@ -122,8 +122,15 @@ class Rope(nn.Module):
 
 
 def rotate(x_BLND: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Turns each pair (x[2i], x[2i + 1]) by its position's angle, in fp32."""
+    """Turns each pair (x[2i], x[2i + 1]) by its position's angle, in fp32.
+
+    As a product of complex numbers it is one pass over memory instead of seven, to the same bits;
+    compilers, which know no complex numbers, fuse the other form themselves.
+    """
     cos, sin = (turn[None, :, None, :] for turn in rope)
+    if not torch.compiler.is_compiling():
+        pairs = torch.view_as_complex(x_BLND.float().unflatten(-1, (-1, 2)))
+        return torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2)
     even, odd = x_BLND[..., ::2].float(), x_BLND[..., 1::2].float()
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
 

@@ -98,3 +98,16 @@ def test_queries_and_keys_are_normed_over_the_full_width():
         q = layer.query(heads(1, 3, 8))
     assert q.shape == (1, 3, 2, 2)
     torch.testing.assert_close(q.flatten(2).square().mean(-1), torch.ones(1, 3), atol=1e-4, rtol=0)
+
+
+def test_rotation_is_the_same_in_complex_numbers_and_compiled():
+    torch.manual_seed(0)
+    x, rope = torch.randn(2, 12, 3, 16), Rope(16).at(2, 2, 3)
+    cos, sin = (turn[None, :, None, :] for turn in rope)
+    even, odd = x[..., ::2], x[..., 1::2]
+    pairs = [even * cos - odd * sin, even * sin + odd * cos]
+    want = torch.stack(pairs, dim=-1).flatten(-2)
+    assert torch.equal(rotate(x, rope), want)
+    assert rotate(x.bfloat16(), rope).dtype == torch.float32
+    compiled = torch.compile(rotate, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(x, rope), want)
