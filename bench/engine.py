@@ -33,7 +33,7 @@ from rich.table import Table
 from torch import Tensor
 
 from engine import families, flow
-from engine.compile import velocity_of
+from engine.compile import MODES, velocity_of
 from engine.dit import Condition, WanDiT
 from engine.encodings import EncodingsBatch
 from engine.presets import MINIATURE, DiTConfig
@@ -300,7 +300,10 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     asked = parser.parse_args(given)
     if asked.rounds < 1:
         parser.error("--rounds: at least 1")
-    asked.compiled = [mode for mode in asked.compiled.split(",") if mode]
+    asked.compiled = [mode.strip() for mode in asked.compiled.split(",") if mode.strip()]
+    for mode in asked.compiled:
+        if mode not in MODES or asked.compiled.count(mode) > 1:
+            parser.error(f"--compiled: {mode}: each once, of {', '.join(MODES)}")
     return asked
 
 

@@ -93,6 +93,7 @@ class Manifest:
             # Every part is a dataclass of its own kind; mypy cannot follow a part by name.
             own: dict[str, Any] = {part: replace(cast(Any, current), **changed)}
             preset = replace(preset, **own)
+        _check_context(preset)
         return preset
 
 
@@ -259,6 +260,21 @@ def _complain(label: str, what: str, keys: list[str]) -> None:
     if keys:
         rest = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
         raise CheckpointError(f"{label} {what} {', '.join(keys[:5])}{rest}")
+
+
+def _check_context(preset: Preset) -> None:
+    """VACE's blocks stand beside Wan's in rising order from the first on, and only under vace."""
+    config, layers = preset.dit, preset.dit.vace_layers
+    if (preset.family == "vace") != bool(layers):
+        raise CheckpointError(f"{MANIFEST}: configs.dit.vace_layers go with the family vace")
+    if not layers:
+        return
+    rising = list(layers) == sorted(set(layers))
+    if not rising or layers[0] != 0 or layers[-1] >= config.num_layers:
+        raise CheckpointError(f"{MANIFEST}: configs.dit.vace_layers must rise from 0: {layers}")
+    wanted = 2 * preset.vae.z_dim + preset.vae.spatial_factor**2
+    if config.vace_in_dim != wanted:
+        raise CheckpointError(f"{MANIFEST}: configs.dit.vace_in_dim must be {wanted}")
 
 
 def _like(config: Any, part: str, name: str, value: Any) -> Any:

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from engine import dit as dit_module
-from engine import layers
+from engine import layers, vace
 from engine.dit import Condition, WanDiT
 from engine.errors import BackendError
 from engine.packages import Packages, Parts, default_folder
@@ -78,9 +78,12 @@ def _regional(dit: WanDiT) -> Velocity:
     twin = copy.copy(dit)
     # A dictionary of its own, or the assignment below would reach the original.
     twin.__dict__["_modules"] = dict(dit._modules)
-    twin.blocks = nn.ModuleList(copy.copy(block) for block in dit.blocks)
-    for block in twin.blocks:
-        block.compile()
+    for name in ("blocks", "vace_blocks"):
+        if (blocks := dit._modules.get(name)) is not None:
+            copies = nn.ModuleList(copy.copy(block) for block in blocks.children())
+            twin._modules[name] = copies
+            for block in copies:
+                block.compile()
     return twin.denoise
 
 
@@ -157,7 +160,7 @@ def parts_of(dit: WanDiT, call: Call, mode: str) -> Parts:
     """What a package depends on, in words; `engine.packages.key` makes its name of it."""
     kinds = [f"{name} {tuple(w.shape)} {w.dtype}" for name, w in weights(dit).items()]
     code = b"".join(
-        Path(cast(str, module.__file__)).read_bytes() for module in (dit_module, layers)
+        Path(cast(str, module.__file__)).read_bytes() for module in (dit_module, layers, vace)
     )
     return {
         "mode": mode,
@@ -227,7 +230,7 @@ class Packaged:
         parts = {**parts_of(self.dit, call, self.mode), "library": self._library()}
         try:
             return self.packages.get_or(parts, lambda path: self._build(path, call))
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
             raise BackendError(
                 f"compile mode {self.mode!r} could not build this model ({_first_line(error)}); "
                 f"mode 'eager' needs nothing built"

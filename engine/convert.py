@@ -1,6 +1,6 @@
 """Published weights into a model folder that `Engine.load` takes: checked name by name.
 
-    transformer   Wan 2.1, Phantom-Wan: original, diffusers or ComfyUI names
+    transformer   Wan 2.1, Phantom-Wan, VACE: original, diffusers or ComfyUI names
     VAE           Wan's: original or diffusers names
     text          umT5: original or transformers names, with its tokenizer.json
     LoRA          any of the spellings in `engine.lora`, merged into the transformer
@@ -8,8 +8,8 @@
                   transformer has an identity stream that reads it
 
 A transformer without an identity stream becomes a folder that takes no subjects, except under the
-presets of Phantom. Precision stays as published. Drafts lie beside the folder while it is made; it
-appears whole or not at all.
+presets of Phantom and VACE. Precision stays as published. Drafts lie beside the folder while it is
+made; it appears whole or not at all.
 """
 
 from __future__ import annotations

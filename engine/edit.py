@@ -74,7 +74,8 @@ class Edit:
 
 def entry(strength: float, steps: int) -> int:
     """The step at which a run of this strength enters; at least one is left."""
-    return min(steps - 1, steps - round(strength * steps))
+    # The grain lets .7 of 10 be 7: .7 * 10 is a little less.
+    return min(steps - 1, steps - int(strength * steps + 1e-9))
 
 
 def latent_mask(mask: NDArray[np.bool_], num_frames: int, vae: VAE) -> Tensor:

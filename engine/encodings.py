@@ -33,12 +33,13 @@ PREPROCESSING = 1
 
 
 class Fit(NamedTuple):
-    """How a reference is letter-boxed. pad: grey of the margins, 0 to 255. truncate: sides are cut
-    to whole pixels, not rounded (Phantom `generate.py` load_ref_images). bilinear: the filter,
-    without anti-aliasing, on pixels as numbers (VACE); otherwise Lanczos."""
+    """How a reference is letter-boxed. pad: grey of the margins, 0 to 255. sides: how they become
+    whole pixels, "round", or cut as Phantom does (`generate.py` load_ref_images: "ratio", a side
+    times the picture's ratio) or as VACE does ("scale"). bilinear: the filter, without
+    anti-aliasing, on pixels as numbers (VACE); otherwise Lanczos."""
 
     pad: int = PAD_GREY
-    truncate: bool = False
+    sides: str = "round"
     bilinear: bool = False
 
 
@@ -183,7 +184,7 @@ def key(
 
 def letterbox(image: Image.Image, width: int, height: int, fit: Fit = STANDARD_FIT) -> Image.Image:
     """The whole picture at width x height px: aspect kept, padded evenly."""
-    fitted = _fitted(image.size, (width, height), fit.truncate)
+    fitted = _fitted(image.size, (width, height), fit.sides)
     if fitted == (width, height) == image.size:
         return image.convert("RGB")
     canvas = Image.new("RGB", (width, height), (fit.pad,) * 3)
@@ -203,17 +204,17 @@ def _bilinear(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return Image.fromarray(resized[0].permute(1, 2, 0).round().to(torch.uint8).numpy())
 
 
-def _fitted(size: tuple[int, int], into: tuple[int, int], truncate: bool) -> tuple[int, int]:
+def _fitted(size: tuple[int, int], into: tuple[int, int], sides: str) -> tuple[int, int]:
     """Width and height of a picture that is made as large as fits."""
+    assert sides in ("round", "ratio", "scale"), sides
     (width, height), (most_x, most_y) = size, into
-    if truncate:
-        # In this order, as upstream: a ratio first, then its product with the canvas.
+    if sides == "ratio":
         ratio = width / height
         wide = ratio > most_x / most_y
         fitted = (most_x, int(most_x / ratio)) if wide else (int(most_y * ratio), most_y)
     else:
-        scale = min(most_x / width, most_y / height)
-        fitted = (min(most_x, round(width * scale)), min(most_y, round(height * scale)))
+        scale, whole = min(most_x / width, most_y / height), int if sides == "scale" else round
+        fitted = (min(most_x, whole(width * scale)), min(most_y, whole(height * scale)))
     return max(1, fitted[0]), max(1, fitted[1])
 
 

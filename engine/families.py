@@ -28,11 +28,11 @@ from engine.spec import Guidance
 from engine.vace import VaceDiT
 
 FAMILIES = ("identity", "phantom", "vace")
-# Both others pad with white and cut sides to whole pixels; VACE's filter is bilinear.
+# Both others pad with white and cut sides to whole pixels, each in its own way.
 FITS = {
     "identity": STANDARD_FIT,
-    "phantom": Fit(pad=255, truncate=True),
-    "vace": Fit(pad=255, truncate=True, bilinear=True),
+    "phantom": Fit(pad=255, sides="ratio"),
+    "vace": Fit(pad=255, sides="scale", bilinear=True),
 }
 
 

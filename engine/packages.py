@@ -91,6 +91,10 @@ class Packages:
         draft = self._draft()
         try:
             build(draft / PROGRAM)
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
+        try:
             digest = _sha256(draft / PROGRAM)
             about = {"format": FORMAT, "parts": dict(parts), "sha256": digest}
             (draft / ABOUT).write_text(json.dumps(about, indent=2, sort_keys=True))

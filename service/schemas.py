@@ -70,7 +70,7 @@ class SubjectIn(_Closed):
 class GuidanceIn(_Closed):
     """How hard the conditions pull; see engine.spec.Guidance."""
 
-    mode: Literal["single", "dual"] = "single"
+    mode: Literal["single", "dual"] | None = None
     scale: Real | None = None
     image_scale: Real | None = None
     text_scale: Real | None = None
@@ -136,7 +136,8 @@ class CreateVideo(_Closed):
             given["num_frames"] = self._frames(given.get("fps", preset.defaults.fps), preset)
         if self.guidance is not None:
             scales = self.guidance.model_dump(exclude_none=True)
-            given["guidance"] = Guidance(**{"scale": preset.defaults.guidance, **scales})
+            assumed = {"mode": preset.defaults.guidance_mode, "scale": preset.defaults.guidance}
+            given["guidance"] = Guidance(**{**assumed, **scales})
         return given
 
     def _frames(self, fps: int, preset: Preset) -> int:

@@ -28,7 +28,7 @@ from training.data.shards import ShardFolder, Table
 from training.gallery import SIZES
 from training.loop import run as train
 from training.losses import latent_boxes
-from training.world.clip import sample_script, still_moment
+from training.world.clip import NUM_FRAMES, sample_script, still_moment
 from training.world.identity import FACTOR_NAMES
 
 FOLDER = Path("runs/latent_reader")
@@ -106,7 +106,7 @@ def identity_loss(
         factor: px per latent cell.
     """
     num_clips, _, num_frames, _, _ = x0_BCFHW.shape
-    frame_B = torch.randint(num_frames, (num_clips,))
+    frame_B = torch.randint(num_frames, (num_clips,)).to(x0_BCFHW.device)
     boxes_BSFX = latent_boxes(boxes_BSTX, num_frames)
     clip_N, subject_N = subject_mask_BS.nonzero(as_tuple=True)
     loss_B = x0_BCFHW.new_zeros(num_clips)
@@ -159,7 +159,7 @@ def examples(folder: ShardFolder, shards: Sequence[int]) -> Examples:
         tensors = table.row(row)
         num_frames = tensors["latents"].shape[1]
         scene, _, _ = sample_script(row, folder.split)
-        visible_ST = torch.from_numpy(scene.visibility(17, folder.height, folder.width))
+        visible_ST = torch.from_numpy(scene.visibility(NUM_FRAMES, folder.height, folder.width))
         if folder.still:
             visible_ST = visible_ST[:, [still_moment(row)]]
         boxes_SFX = latent_boxes(tensors["boxes"][None], num_frames)[0]

@@ -295,6 +295,11 @@ def run_config(
 ) -> None:
     """The whole recipe: shards (unless `encode` is off), then training, in its processes."""
     most = max(num for _, num in config.data.plan)
+    if config.identity_gain and config.reader is not None and not config.reader.is_file():
+        # Before hours of work, not after.
+        raise FileNotFoundError(
+            f"{config.reader} is missing: run `troupe train miniature_latent_reader` first"
+        )
     if encode:
         dist.launch(partial(precompute_part, config, most), config.num_processes)
     dist.launch(partial(_train_quietly, config, folder), config.num_processes, backend)

@@ -183,7 +183,7 @@ def run_lora() -> None:
     """Recipe `miniature_lora`: adapters of rank 8 on the trained miniature."""
     config = miniature()
     loop = replace(config.loop, name="miniature_lora", minutes=10.0, muon_lr=None, lr=5e-4)
-    config = replace(config, grid=0)
+    config = replace(config, grid=0, identity_gain=0.0)
     base = Path("runs/miniature_sft/dit.safetensors")
     gather_encoders(Path("runs"), Path("runs/encoders"))
     run_config(_from_shipped(replace(config, loop=loop, base=base, lora=8)))

@@ -26,7 +26,7 @@ def convert(
     ] = None,
     vlm_tokenizer: Annotated[Path | None, typer.Option(help="Its tokenizer.json.")] = None,
 ) -> None:
-    """Make a model folder of Wan 2.1 or Phantom weights, in original or diffusers layout."""
+    """Make a model folder of Wan 2.1, Phantom or VACE weights, original or diffusers layout."""
     if preset not in PRESETS:
         fail(f"--preset {preset}: must be one of {', '.join(PRESETS)}")
     from engine.convert import Sources

@@ -48,13 +48,17 @@ def generate(
     fps: Annotated[int | None, typer.Option(help="Frames per second.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same video.")] = 0,
-    guidance: Annotated[float | None, typer.Option(help="Pull of the conditions.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Pull of the conditions; under Phantom, of the words.")
+    ] = None,
     negative: Annotated[str, typer.Option(help="What not to show.")] = "",
     solver: Annotated[str | None, typer.Option(help="euler or unipc.")] = None,
-    video: Annotated[Path | None, typer.Option(help="A video to edit, mp4.")] = None,
+    video: Annotated[
+        Path | None, typer.Option(help="A video to edit, mp4; stretched to --size.")
+    ] = None,
     strength: Annotated[
-        float, typer.Option(help="How much of --video is made anew, up to 1.")
-    ] = STRENGTH,
+        float | None, typer.Option(help=f"How much of --video is made anew, up to 1 ({STRENGTH}).")
+    ] = None,
     mask: Annotated[
         Path | None, typer.Option(help="Picture, white where --video is made anew.")
     ] = None,
@@ -65,18 +69,21 @@ def generate(
     try:
         references = read_subjects(subject or [])
         old = None if video is None else read_video(video)
-        if old is None and mask is not None:
-            raise SpecError("mask", "needs --video, of which it is a part")
+        for name, value in (("mask", mask), ("strength", strength)):
+            if old is None and value is not None:
+                raise SpecError(name, "needs --video, which it is about")
+        if old is not None and fps is None:
+            fps = old.fps
         engine = load_engine(model)
         if old is not None and frames is None and seconds is None:
             frames = video_length(old, engine.preset)
         given = {
-            "fps": old.fps if fps is None and old is not None else fps,
+            "fps": fps,
             "steps": steps,
             "seed": seed,
             "solver": solver,
             "negative_prompt": negative,
-            "guidance": None if guidance is None else Guidance(scale=guidance),
+            "guidance": None if guidance is None else pull(engine.preset, guidance),
             "num_frames": num_frames(engine.preset, frames, seconds, fps),
             **parse_size(size),
         }
@@ -133,15 +140,22 @@ def read_subjects(given: list[str]) -> list[Reference]:
     return [_read_subject(pair) for pair in given]
 
 
-def _read_subject(pair: str, field: str = "subjects") -> Reference:
+def _read_subject(pair: str) -> Reference:
+    field = "subjects"
     name, sign, path = pair.partition("=")
     if not (name and sign and path):
         raise SpecError(field, f"{pair!r} must be NAME=PICTURE, as in anna=anna.png")
+    return Reference.from_image(name.removeprefix("@"), _read_picture(path, field, name))
+
+
+def _read_picture(path: str | Path, field: str, name: str) -> Image.Image:
+    """A picture, its pixels read. Raises SpecError."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as picture:
-                return Reference.from_image(name.removeprefix("@"), picture)
+                picture.load()
+                return picture
     except FileNotFoundError as error:
         raise SpecError(field, f"{name}: there is no file {path}") from error
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
@@ -158,7 +172,9 @@ def read_video(path: Path) -> "Video":
         return Video.from_mp4(path.read_bytes())
     except FileNotFoundError as error:
         raise SpecError("video", f"there is no file {path}") from error
-    except (OSError, VideoError) as error:
+    except OSError as error:
+        raise SpecError("video", f"{path} cannot be read: {error.strerror}") from error
+    except VideoError as error:
         raise SpecError("video", f"{path} is not a video that can be read") from error
 
 
@@ -169,15 +185,20 @@ def video_length(video: "Video", preset: Preset) -> int:
     return length(video, preset.limits)
 
 
-def read_edit(video: "Video", strength: float, mask: Path | None, spec: Spec) -> "Edit":
+def read_edit(
+    video: "Video", strength: float | None, mask: Path | None, spec: Spec
+) -> "Edit":
     """The video and mask at the spec's size. Raises SpecError."""
     from engine.edit import Edit, fitted
 
     marked = None
     if mask is not None:
         size = (spec.width, spec.height)
-        reference = _read_subject(f"mask={mask}", "mask")
-        marked = np.array(reference.to_image().convert("L").resize(size)) > 127
+        grey = _read_picture(mask, "mask", "white where the video is made anew").convert("L")
+        marked = np.array(grey.resize(size)) > 127
+        if not marked.any():
+            raise SpecError("mask", f"{mask} has no white, which is where the video is made anew")
+    strength = STRENGTH if strength is None else strength
     edit = Edit(fitted(video, spec.width, spec.height, spec.num_frames), strength, marked)
     edit.validate(spec)
     return edit
@@ -209,6 +230,13 @@ def num_frames(
         return frames_of(seconds, fps, limits)
     except SpecError as error:
         raise SpecError("--seconds", error.message) from error
+
+
+def pull(preset: Preset, scale: float) -> Guidance:
+    """The preset's kind of guidance with this scale: under dual guidance that of the text."""
+    if preset.defaults.guidance_mode == "dual":
+        return Guidance("dual", preset.defaults.guidance, text_scale=scale)
+    return Guidance(scale=scale)
 
 
 def option_of(field: str) -> str:

@@ -68,4 +68,9 @@ def test_arguments_are_checked(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         bench.arguments(["--rounds", "0"])
     assert "--rounds" in capsys.readouterr().err
+    for modes in ("nonsense", "aoti,aoti"):
+        with pytest.raises(SystemExit):
+            bench.arguments(["--compiled", modes])
+        assert "--compiled" in capsys.readouterr().err
+    assert bench.arguments(["--compiled", "inductor, aoti"]).compiled == ["inductor", "aoti"]
     assert bench.arguments(["--compiled", ""]).compiled == []

@@ -31,7 +31,7 @@ def right_half() -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("strength", "steps", "first"),
-    [(1.0, 10, 0), (0.6, 10, 4), (0.5, 3, 1), (0.01, 10, 9), (0.6, 1, 0)],
+    [(1.0, 10, 0), (0.6, 10, 4), (0.5, 3, 2), (0.7, 10, 3), (0.01, 10, 9), (0.6, 1, 0)],
 )
 def test_a_run_enters_as_late_as_its_strength_says(strength, steps, first):
     assert entry(strength, steps) == first

@@ -14,8 +14,10 @@ from diffusers import (
 from PIL import Image
 
 from engine import families, flow, upstream
+from engine.checkpoint import Manifest
 from engine.edit import Edit
 from engine.encodings import EncodingsBatch, letterbox, stack
+from engine.errors import CheckpointError
 from engine.pipeline import Engine, Progress
 from engine.presets import PRESETS, WAN_1_3B
 from engine.sample import sample
@@ -142,6 +144,22 @@ def test_the_whole_pipeline(vae, masked):
     assert error(sample(ours.denoise, start, found, plan, guidance), want) <= 5e-5
 
 
+@pytest.mark.parametrize("size", [(40, 40), (333, 77), (50, 201), (1176, 933), (832, 480)])
+def test_pictures_are_prepared_as_vace_does(size):
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 255, (size[1], size[0], 3), dtype=np.uint8))
+    width, height = 832, 480
+    scale = min(height / image.height, width / image.width)
+    tall, wide = int(image.height * scale), int(image.width * scale)
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()
+    small = torch.nn.functional.interpolate(pixels, (tall, wide), mode="bilinear")
+    canvas = torch.full((3, height, width), 255.0)
+    top, left = (height - tall) // 2, (width - wide) // 2
+    canvas[:, top : top + tall, left : left + wide] = small[0]
+    got = np.array(letterbox(image, width, height, families.FITS["vace"]))
+    assert np.abs(got - canvas.permute(1, 2, 0).numpy()).max() <= 0.5  # rounded to 8 bits
+
+
 def encoded(text: torch.Tensor, refs: torch.Tensor) -> EncodingsBatch:
     num = refs.shape[1]
     return EncodingsBatch(
@@ -236,3 +254,18 @@ def test_files_in_diffusers_layout_are_read():
     back = upstream.original_names(twin(ours).state_dict(), own)
     assert back.keys() == own.keys()
     assert all(torch.equal(back[name], value) for name, value in own.items())
+
+
+@pytest.mark.parametrize(
+    ("preset", "dit", "message"),
+    [
+        ("vace-1.3b", {"vace_layers": [1, 2]}, "rise from 0"),
+        ("vace-1.3b", {"vace_layers": [0, 4, 2]}, "rise from 0"),
+        ("vace-1.3b", {"vace_layers": [0, 99]}, "rise from 0"),
+        ("vace-1.3b", {"vace_layers": []}, "family vace"),
+        ("vace-1.3b", {"vace_in_dim": 3}, "must be 96"),
+    ],
+)
+def test_a_manifest_with_impossible_context_blocks_is_refused(preset, dit, message):
+    with pytest.raises(CheckpointError, match=message):
+        Manifest(preset, configs={"dit": dit}).resolve()

@@ -8,8 +8,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from engine.errors import SpecError
-from engine.presets import MINIATURE
-from troupe.generate import num_frames, option_of, parse_size, read_subjects
+from engine.presets import MINIATURE, PHANTOM_1_3B
+from engine.spec import Guidance
+from troupe.generate import num_frames, option_of, parse_size, pull, read_subjects
 from troupe.main import app
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -146,6 +147,7 @@ def test_flipped_byte_in_the_model_is_told(random_model: Path, tmp_path: Path) -
     ("given", "message"),
     [
         (["--mask", "m.png"], "--mask needs --video"),
+        (["--strength", "0.3"], "--strength needs --video"),
         (["--video", "nowhere.mp4"], "--video there is no file nowhere.mp4"),
         (["--video", __file__], "is not a video that can be read"),
     ],
@@ -171,3 +173,9 @@ def test_a_video_is_edited(tmp_path: Path) -> None:
     assert edited.exit_code == 0, edited.output
     with av.open(str(second)) as container:
         assert len(list(container.decode(video=0))) == 9
+
+
+def test_guidance_keeps_the_presets_kind() -> None:
+    assert pull(MINIATURE, 4.0) == Guidance(scale=4.0)
+    phantom = pull(PHANTOM_1_3B, 6.0)
+    assert (phantom.mode, phantom.text_scale, phantom.image_scale) == ("dual", 6.0, 5.0)
