@@ -39,7 +39,7 @@ from engine.encodings import EncodingsBatch
 from engine.presets import MINIATURE, DiTConfig
 from engine.sample import Conditions, guide, sample
 from engine.spec import Guidance
-from engine.upstream import diffusers_name
+from engine.upstream import diffusers_arguments, diffusers_name
 
 CONFIG = replace(
     MINIATURE.dit, dim=384, ffn_dim=2240, freq_dim=256, text_dim=128, text_len=64, num_heads=6,
@@ -100,15 +100,7 @@ def model(config: DiTConfig) -> WanDiT:
 
 def twin(dit: WanDiT) -> WanTransformer3DModel:
     """diffusers' transformer with the weights of our base."""
-    config = dit.config
-    theirs = WanTransformer3DModel(
-        num_attention_heads=config.num_heads,
-        attention_head_dim=config.dim // config.num_heads,
-        text_dim=config.text_dim,
-        freq_dim=config.freq_dim,
-        ffn_dim=config.ffn_dim,
-        num_layers=config.num_layers,
-    ).eval()
+    theirs = WanTransformer3DModel(**diffusers_arguments(dit.config)).eval()
     own = {diffusers_name(name): value for name, value in dit.state_dict().items()}
     theirs.load_state_dict({name: own[name] for name in theirs.state_dict()})
     return theirs.requires_grad_(False)

@@ -350,13 +350,12 @@ class WanDiT(nn.Module):
 
     def text_kv(self, text_BTM: Tensor) -> tuple[KV, ...]:
         """K and V of the prompt for every block."""
-        return self._project(self.text_embedding(text_BTM.to(self.head.head.weight.dtype)), None)
+        return projected(self.blocks, self.text_features(text_BTM))
 
-    def _project(self, context_BTM: Tensor, mask_BT: Tensor | None) -> tuple[KV, ...]:
-        return tuple(
-            KV(block.cross_attn.key(context_BTM), block.cross_attn.value(context_BTM), mask_BT)
-            for block in cast(list[Block], self.blocks)
-        )
+    def text_features(self, text_BTM: Tensor) -> Tensor:
+        """The prompt as the cross-attentions read it, [B, T, M]."""
+        features: Tensor = self.text_embedding(text_BTM.to(self.head.head.weight.dtype))
+        return features
 
     def subject_stream(
         self,
@@ -377,7 +376,8 @@ class WanDiT(nn.Module):
         if self.config.layout == "concat":
             vlm: tuple[KV, ...] = ()
             if vlm_BVM is not None:
-                vlm = self._project(vlm_BVM, _hide_absent(vlm_mask_BV, vlm_BVM, present_B))
+                seen_BV = _hide_absent(vlm_mask_BV, vlm_BVM, present_B)
+                vlm = projected(self.blocks, vlm_BVM, seen_BV)
             return SubjectKV(vlm, present_B, f_BSPM.flatten(1, 2), token_mask_BR, grid)
         mask_BK = _join_masks(f_BSPM.flatten(1, 2), token_mask_BR, vlm_BVM, vlm_mask_BV)
         if mask_BK is not None and present_B is not None:
@@ -500,6 +500,16 @@ class WanDiT(nn.Module):
             is_value = path[0] == "subject_blocks" and path[2] == "v"
             if is_value or path[0] in ("tag_projection", "place_projection"):
                 nn.init.zeros_(parameter)
+
+
+def projected(
+    blocks: nn.ModuleList, context_BTM: Tensor, mask_BT: Tensor | None = None
+) -> tuple[KV, ...]:
+    """K and V of a context for the cross-attention of each of these blocks."""
+    return tuple(
+        KV(block.cross_attn.key(context_BTM), block.cross_attn.value(context_BTM), mask_BT)
+        for block in cast(list[Block], blocks)
+    )
 
 
 def places(rows: int, columns: int, device: torch.device) -> Tensor:

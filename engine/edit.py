@@ -67,7 +67,7 @@ class Edit:
 
     def source(self, vae: VAE, steps: int) -> Source:
         """Latents and mask [1, …], and the step at which the run enters; fp32, on the CPU."""
-        x0 = vae.encode(to_pixels(torch.from_numpy(self.video.frames)[None]))
+        x0 = vae.encode(self.pixels()[0][None])
         mask = None if self.mask is None else latent_mask(self.mask, len(self.video.frames), vae)
         return Source(x0, entry(self.strength, steps), mask)
 

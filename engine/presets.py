@@ -349,12 +349,14 @@ PHANTOM_14B = replace(
 )
 
 # VACE: context blocks beside some of Wan's (wan/modules/vace_model.py, its two config.json).
+_VACE_IN_DIM = 2 * _WAN_VAE.z_dim + _WAN_VAE.spatial_factor**2
+
 VACE_1_3B = replace(
     WAN_1_3B,
     name="vace-1.3b",
     family="vace",
     dit=replace(
-        PHANTOM_1_3B.dit, vace_layers=tuple(range(0, 30, 2)), vace_in_dim=2 * 16 + 8 * 8
+        PHANTOM_1_3B.dit, vace_layers=tuple(range(0, 30, 2)), vace_in_dim=_VACE_IN_DIM
     ),
     defaults=replace(_WAN_DEFAULTS, guidance=5.0, shift=16.0),
 )
@@ -364,7 +366,7 @@ VACE_14B = replace(
     name="vace-14b",
     family="vace",
     dit=replace(
-        PHANTOM_14B.dit, vace_layers=tuple(range(0, 40, 5)), vace_in_dim=2 * 16 + 8 * 8
+        PHANTOM_14B.dit, vace_layers=tuple(range(0, 40, 5)), vace_in_dim=_VACE_IN_DIM
     ),
     defaults=VACE_1_3B.defaults,
 )

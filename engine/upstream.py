@@ -13,6 +13,7 @@ from torch import Tensor
 
 from engine.checkpoint import load_strict
 from engine.dit import STREAM_PARAMETERS, WanDiT
+from engine.presets import DiTConfig
 
 PREFIX = "model.diffusion_model."  # files that went through ComfyUI
 # (original, diffusers): the first that occurs in a name is replaced.
@@ -45,6 +46,18 @@ def diffusers_name(name: str) -> str:
         if original in name:
             return name.replace(original, renamed)
     return name
+
+
+def diffusers_arguments(config: DiTConfig) -> dict[str, int]:
+    """What diffusers' WanTransformer3DModel (and VACE's) is built with for these sizes."""
+    return {
+        "num_attention_heads": config.num_heads,
+        "attention_head_dim": config.dim // config.num_heads,
+        "text_dim": config.text_dim,
+        "freq_dim": config.freq_dim,
+        "ffn_dim": config.ffn_dim,
+        "num_layers": config.num_layers,
+    }
 
 
 def original_names(tensors: Mapping[str, Tensor], base: Iterable[str]) -> dict[str, Tensor]:

@@ -24,8 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.dit import Block, Context, WanDiT
-from engine.layers import KV
+from engine.dit import Block, Context, WanDiT, projected
 from engine.presets import DiTConfig
 from engine.vae import VAE
 
@@ -60,12 +59,7 @@ class VaceDiT(WanDiT):
         """All of the context that does not change from step to step, computed once."""
         dtype = self.head.head.weight.dtype
         tokens = self.vace_patch_embedding(context_BCFHW.to(dtype)).flatten(2).transpose(1, 2)
-        words = self.text_embedding(text_BTM.to(dtype))
-        layers = tuple(
-            KV(block.cross_attn.key(words), block.cross_attn.value(words))
-            for block in cast(list[VaceBlock], self.vace_blocks)
-        )
-        return Context(tokens.float(), layers)
+        return Context(tokens.float(), projected(self.vace_blocks, self.text_features(text_BTM)))
 
     def hints(
         self,

@@ -141,11 +141,10 @@ def read_subjects(given: list[str]) -> list[Reference]:
 
 
 def _read_subject(pair: str) -> Reference:
-    field = "subjects"
     name, sign, path = pair.partition("=")
     if not (name and sign and path):
-        raise SpecError(field, f"{pair!r} must be NAME=PICTURE, as in anna=anna.png")
-    return Reference.from_image(name.removeprefix("@"), _read_picture(path, field, name))
+        raise SpecError("subjects", f"{pair!r} must be NAME=PICTURE, as in anna=anna.png")
+    return Reference.from_image(name.removeprefix("@"), _read_picture(path, "subjects", name))
 
 
 def _read_picture(path: str | Path, field: str, name: str) -> Image.Image:

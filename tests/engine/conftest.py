@@ -14,7 +14,7 @@ from engine.pipeline import Engine
 from engine.presets import MINIATURE, DiTConfig, Preset, TextConfig
 from engine.spec import Reference
 from engine.text import TextEncoder, build_text_model
-from engine.upstream import diffusers_name
+from engine.upstream import diffusers_arguments, diffusers_name
 from engine.vae import VAE, build_vae
 from engine.vlm import SPECIALS as VLM_SPECIALS
 from engine.vlm import VLM, build_vlm, special_ids
@@ -48,15 +48,7 @@ def random_dit(config: DiTConfig = TOY, seed: int = 0) -> WanDiT:
 
 def diffusers_twin(ours: WanDiT) -> WanTransformer3DModel:
     """diffusers' class with the weights of a plain Wan of ours."""
-    config = ours.config
-    theirs = WanTransformer3DModel(
-        num_attention_heads=config.num_heads,
-        attention_head_dim=config.dim // config.num_heads,
-        text_dim=config.text_dim,
-        freq_dim=config.freq_dim,
-        ffn_dim=config.ffn_dim,
-        num_layers=config.num_layers,
-    ).eval()
+    theirs = WanTransformer3DModel(**diffusers_arguments(ours.config)).eval()
     theirs.load_state_dict({diffusers_name(k): v for k, v in ours.state_dict().items()})
     return theirs
 

@@ -44,12 +44,7 @@ def random_vace(config=CONFIG, seed: int = 0) -> VaceDiT:
 def twin(ours: VaceDiT) -> WanVACETransformer3DModel:
     config = ours.config
     theirs = WanVACETransformer3DModel(
-        num_attention_heads=config.num_heads,
-        attention_head_dim=config.dim // config.num_heads,
-        text_dim=config.text_dim,
-        freq_dim=config.freq_dim,
-        ffn_dim=config.ffn_dim,
-        num_layers=config.num_layers,
+        **upstream.diffusers_arguments(config),
         vace_layers=list(config.vace_layers),
         vace_in_channels=config.vace_in_dim,
     ).eval()
