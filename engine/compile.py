@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from engine import dit as dit_module
-from engine import layers, vace
+from engine import layers, stream, vace
 from engine.dit import Condition, WanDiT
 from engine.errors import BackendError
 from engine.packages import Packages, Parts, default_folder
@@ -159,9 +159,8 @@ def weights(dit: nn.Module) -> dict[str, Tensor]:
 def parts_of(dit: WanDiT, call: Call, mode: str) -> Parts:
     """What a package depends on, in words; `engine.packages.key` makes its name of it."""
     kinds = [f"{name} {tuple(w.shape)} {w.dtype}" for name, w in weights(dit).items()]
-    code = b"".join(
-        Path(cast(str, module.__file__)).read_bytes() for module in (dit_module, layers, vace)
-    )
+    modules = (dit_module, stream, layers, vace)
+    code = b"".join(Path(cast(str, module.__file__)).read_bytes() for module in modules)
     return {
         "mode": mode,
         "config": repr(sorted(asdict(dit.config).items())),

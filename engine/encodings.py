@@ -21,9 +21,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.dit import SubjectInputs
 from engine.errors import SpecError
 from engine.spec import PAD_GREY, Reference, Span
+from engine.stream import SubjectInputs
 from engine.text import TextEncoder
 from engine.vae import VAE, to_pixels
 from engine.vlm import VLM

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from engine import checkpoint, flow, upstream
-from engine.dit import STREAM_PARAMETERS, SubjectInputs, WanDiT
+from engine.dit import STREAM_PARAMETERS, WanDiT
 from engine.pipeline import Engine
 from engine.presets import MINIATURE, Preset
+from engine.stream import SubjectInputs
 from training import dist, lora, losses
 from training.data.loader import Batch, Dropout, Loader, drop_conditions
 from training.data.precompute import Sources, load_sources, precompute

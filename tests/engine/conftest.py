@@ -8,11 +8,12 @@ from diffusers import WanTransformer3DModel
 from PIL import Image, ImageDraw
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
-from engine.dit import SubjectInputs, WanDiT
+from engine.dit import WanDiT
 from engine.encodings import Encoders
 from engine.pipeline import Engine
 from engine.presets import MINIATURE, DiTConfig, Preset, TextConfig
 from engine.spec import Reference
+from engine.stream import SubjectInputs
 from engine.text import TextEncoder, build_text_model
 from engine.upstream import diffusers_arguments, diffusers_name
 from engine.vae import VAE, build_vae

@@ -8,10 +8,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from engine import plan as planning
-from engine.dit import SubjectInputs, WanDiT
+from engine.dit import WanDiT
 from engine.plan import CARDS, Plan, Stage, forwards, metered, plan, vlm_flops
 from engine.presets import MINIATURE, PHANTOM_1_3B, WAN_1_3B, WAN_14B, Preset
 from engine.spec import Guidance, Spec
+from engine.stream import SubjectInputs
 from engine.vae import build_vae
 from engine.vlm import build_vlm
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.dit import SubjectInputs, WanDiT
+from engine.dit import WanDiT
 from engine.presets import Preset
+from engine.stream import SubjectInputs
 from training import lora
 
 
