@@ -1,8 +1,9 @@
 """Does each stage earn its place? `python -m bench.ablation --steps 1000 --seeds 3`.
 
-As in the paper, every arm begins with the same plain text-to-video model, which has seen no
-reference (trained once, for the same budget), and learns its own way to read references on the same
-shards. It is measured on held-out scenes that are hard on purpose: near-twins side by side, pairs
+As in the paper, every arm begins with the same plain text-to-video model and learns its own way to
+read references on the same shards. That model is trained once, for the same budget, without any
+reference: from the blocks of a whole model whose identity stream is left out (`--start`, the
+shipped one, so it can draw characters already), or with `--start none` from nothing. It is measured on held-out scenes that are hard on purpose: near-twins side by side, pairs
 that differ in a detail of the face or an accessory, characters that hide each other, casts of three
 and of four. Arms follow Table 2 and Table S.5 of ID-Crafter.
 
@@ -37,7 +38,7 @@ from numpy.typing import NDArray
 
 from bench.ablation_report import mean_over_kinds, write_report
 from engine import checkpoint
-from engine.dit import WanDiT
+from engine.dit import STREAM_PARAMETERS, WanDiT
 from engine.pipeline import Engine
 from training import dist, evaluate, sft, sft_miniature
 from training.data.precompute import load_sources
@@ -62,6 +63,7 @@ ARMS: dict[str, dict[str, Any]] = {
 KINDS = {"twins": 2, "detail": 2, "occlusion": 3, "three": 3, "four": 4}
 FINE = {"eyes", "mouth", "accessory", "accessory_color"}
 MEASURES = ("reached", "similarity", "worst", "swaps", "missing")
+START = "start.safetensors"
 HIDDEN = 0.5  # a scene counts as occluded where a body shows less than this in some frame
 
 
@@ -70,6 +72,7 @@ class Study:
     """The budget of one arm: steps or minutes. cases: clips of each kind; sampler: its steps.
 
     folder: of all studies; each has its own inside, named after all that its figures depend on.
+    start: a transformer's weights that the plain model begins with, without their stream, or None.
     """
 
     folder: Path
@@ -82,6 +85,7 @@ class Study:
     batch_size: int = 32
     accumulate: int = 1
     instruments: Path = Path("runs/identity")
+    start: Path | None = None
 
 
 def slug(arm: str) -> str:
@@ -96,11 +100,12 @@ SIZES: dict[str, Callable[[], sft.SftConfig]] = {
 }
 
 
-def study_base(size: str, compile: bool = False) -> sft.SftConfig:
-    """What all arms share: VLM tokens on, the shards of the recipe of this size, and rectified
-    flow alone: an identity loss would ask the base for faces that it was not shown."""
+def study_base(size: str, compile: bool = False, shards: int | None = None) -> sft.SftConfig:
+    """What all arms share: VLM tokens on, the shards of the recipe of this size or the first of
+    them, and rectified flow alone: an identity loss would ask the base for faces that it was not
+    shown."""
     config = SIZES[size]()
-    most = max(num for _, num in config.data.plan)
+    most = shards or max(num for _, num in config.data.plan)
     # Compiled code wants one shape; otherwise batches of one number of subjects are cheaper.
     data = replace(config.data, plan=((0, most),), mixed=compile)
     config = replace(config, identity_gain=0.0, reader=None)
@@ -111,6 +116,8 @@ def study_folder(base: sft.SftConfig, study: Study) -> Path:
     """Where this study's runs lie: another budget, size or recipe is another folder."""
     budget = (study.steps, study.minutes, study.num_processes, study.accumulate, study.batch_size)
     told = [budget, study.cases, study.sampler_steps, str(study.instruments), asdict(base)]
+    if study.start is not None:
+        told.append(checkpoint.sha256(study.start))
     digest = hashlib.sha256(json.dumps(told, default=str, sort_keys=True).encode()).hexdigest()
     return study.folder / digest[:12]
 
@@ -124,7 +131,8 @@ def arm_config(base: sft.SftConfig, study: Study, arm: str, seed: int) -> sft.Sf
 def plain_config(base: sft.SftConfig, study: Study) -> sft.SftConfig:
     """The recipe of what all arms start from: no stream, no references; every seed's own noise."""
     config = _budgeted(base, study, "plain", 1_000, {"subject_layers": 0})
-    return replace(config, use_vlm_tokens=False)
+    start = None if study.start is None else study_folder(base, study) / START
+    return replace(config, use_vlm_tokens=False, base=start)
 
 
 def _budgeted(
@@ -233,9 +241,19 @@ def train_plain(base: sft.SftConfig, study: Study) -> None:
     """Makes what all arms start from, once."""
     folder = study_folder(base, study) / "plain"
     if not (folder / "done").exists():
+        if study.start is not None:
+            write_start(study.start, study_folder(base, study) / START)
         config = plain_config(base, study)
         dist.launch(partial(_train, config, folder), study.num_processes)
         (folder / "done").touch()
+
+
+def write_start(model: Path, path: Path) -> None:
+    """The weights of a model without those of its identity stream."""
+    tensors = checkpoint.read_tensors(model)
+    blocks = {k: v for k, v in tensors.items() if not k.startswith(STREAM_PARAMETERS)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(checkpoint.tensor_bytes(blocks))
 
 
 def known_results(base: sft.SftConfig, study: Study) -> list[dict[str, Any]]:
@@ -251,9 +269,12 @@ def introduction(base: sft.SftConfig, study: Study) -> str:
     budget = f"{study.steps} steps" if study.steps else f"{study.minutes} minutes"
     shown = "stills" if base.data.still else "clips"
     noises = f", each under {base.draws} noises," if base.draws > 1 else ""
+    begun = "was trained from nothing"
+    if study.start is not None:
+        begun = "is the shipped one without its identity stream, trained on"
     return (
-        "Every arm begins with the same plain text-to-video model, which has seen no reference, and"
-        f" was trained for {budget} of {study.batch_size * study.accumulate} {shown}{noises} per"
+        f"Every arm begins with the same plain text-to-video model. That {begun} without any"
+        f" reference for the budget of one arm. Each arm then was trained for {budget} of {study.batch_size * study.accumulate} {shown}{noises} per"
         f" process ({study.num_processes}), on the same shards, at"
         f" {base.data.width}x{base.data.height}. It was measured on {study.cases} held-out {shown}"
         " of each kind: near-twins side by side; pairs that differ in eyes, mouth or accessory"
@@ -304,6 +325,11 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--size", choices=tuple(SIZES), default="still")
     parser.add_argument("--compile", action="store_true", help="torch.compile each arm")
     parser.add_argument("--instruments", type=Path, default=Path("runs/identity"))
+    parser.add_argument("--shards", type=int, help="use so many of the recipe's shards")
+    parser.add_argument(
+        "--start", default="models/miniature/dit.safetensors",
+        help="weights whose blocks the plain model begins with (the shipped ones), or none",
+    )  # fmt: skip
     parser.add_argument("--accumulate", type=int, default=1, help="batches per step (1)")
     parser.add_argument("--arms", help="comma-separated, of: " + ", ".join(map(slug, ARMS)))
     parser.add_argument("--folder", type=Path, default=Path("runs/ablation"))
@@ -323,10 +349,10 @@ def main(given: Sequence[str] | None = None) -> int:
     study = Study(
         asked.folder, steps, asked.minutes, asked.seeds, asked.cases,
         num_processes=asked.processes, batch_size=asked.batch, accumulate=asked.accumulate,
-        instruments=asked.instruments,
+        instruments=asked.instruments, start=None if asked.start == "none" else Path(asked.start),
     )  # fmt: skip
     torch.set_num_threads(1)
-    base = study_base(asked.size, asked.compile)
+    base = study_base(asked.size, asked.compile, asked.shards)
     run_study(base, study, [known[name] for name in wanted], asked.docs)
     return 0
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from bench import ablation
+from engine import checkpoint
 from engine.dit import WanDiT
 from engine.presets import MINIATURE, Preset
 from training import sft
@@ -132,6 +133,29 @@ def test_all_arms_begin_alike_and_their_beginning_has_seen_no_reference() -> Non
         assert ablation.plain_config(base, study).preset.dit.subject_layers == 0
 
 
+def test_the_shipped_blocks_may_be_begun_with_but_never_their_stream(
+    tmp_path: Path, small_preset: Preset
+) -> None:
+    whole = WanDiT(small_preset.dit)
+    model = tmp_path / "whole.safetensors"
+    model.write_bytes(checkpoint.tensor_bytes(whole.state_dict()))
+    ablation.write_start(model, tmp_path / "study" / ablation.START)
+    plain = WanDiT(replace(small_preset.dit, subject_layers=0))
+    sft.load_start(plain, tmp_path / "study" / ablation.START)
+    theirs = whole.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in plain.state_dict().items())
+    assert len(theirs) > len(plain.state_dict())
+    study = ablation.Study(tmp_path, start=model)
+    base = ablation.study_base("still")
+    folder = ablation.study_folder(base, study)
+    assert folder != ablation.study_folder(base, ablation.Study(tmp_path))
+    assert ablation.plain_config(base, study).base == folder / ablation.START
+
+
+def test_fewer_shards_may_be_used() -> None:
+    assert ablation.study_base("still", shards=3).data.plan == ((0, 3),)
+
+
 @pytest.fixture
 def instruments(tmp_path: Path) -> Path:
     nets = {"identity": IdentityEncoder(), "detector": Detector(), "oracle": Oracle()}
@@ -149,9 +173,11 @@ def test_a_small_study_end_to_end(
     )  # fmt: skip
     loop = LoopConfig("study", steps=1, sheet_every=0)
     base = sft.SftConfig(loop, data, small_preset)
+    start = tmp_path / "whole.safetensors"
+    start.write_bytes(checkpoint.tensor_bytes(WanDiT(small_preset.dit).state_dict()))
     study = ablation.Study(
         tmp_path / "runs", steps=1, seeds=1, cases=2, sampler_steps=1, batch_size=2,
-        instruments=instruments,
+        instruments=instruments, start=start,
     )  # fmt: skip
     ablation.run_study(base, study, ["full"], tmp_path / "docs")
     ablation.run_study(base, study, ["no VLM tokens"], tmp_path / "docs")
