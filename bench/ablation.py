@@ -3,9 +3,10 @@
 As in the paper, every arm begins with the same plain text-to-video model and learns its own way to
 read references on the same shards. That model is trained once, for the same budget, without any
 reference: from the blocks of a whole model whose identity stream is left out (`--start`, the
-shipped one, so it can draw characters already), or with `--start none` from nothing. It is measured on held-out scenes that are hard on purpose: near-twins side by side, pairs
-that differ in a detail of the face or an accessory, characters that hide each other, casts of three
-and of four. Arms follow Table 2 and Table S.5 of ID-Crafter.
+shipped one, which can draw characters already), or with `--start none` from nothing. Arms are
+measured on held-out scenes that are hard on purpose: near-twins side by side, pairs that differ in
+a detail of the face or an accessory, characters that hide each other, casts of three and of four.
+They follow Table 2 and Table S.5 of ID-Crafter.
 
 `--size still` (the default) trains and measures single frames at full size, where identity is
 learned ten times as fast as on clips; `small` takes clips of half the width and height, enlarged
@@ -271,11 +272,11 @@ def introduction(base: sft.SftConfig, study: Study) -> str:
     noises = f", each under {base.draws} noises," if base.draws > 1 else ""
     begun = "was trained from nothing"
     if study.start is not None:
-        begun = "is the shipped one without its identity stream, trained on"
+        begun = "is a trained one without its identity stream, trained on"
     return (
         f"Every arm begins with the same plain text-to-video model. That {begun} without any"
-        f" reference for the budget of one arm. Each arm then was trained for {budget} of {study.batch_size * study.accumulate} {shown}{noises} per"
-        f" process ({study.num_processes}), on the same shards, at"
+        f" reference for the budget of one arm. Each arm was trained for {budget} of"
+        f" {study.batch_size * study.accumulate} {shown}{noises} per process ({study.num_processes}), on the same shards, at"
         f" {base.data.width}x{base.data.height}. It was measured on {study.cases} held-out {shown}"
         " of each kind: near-twins side by side; pairs that differ in eyes, mouth or accessory"
         " only; characters that hide each other (three on stage, one of them less than half"

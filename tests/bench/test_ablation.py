@@ -143,7 +143,8 @@ def test_the_shipped_blocks_may_be_begun_with_but_never_their_stream(
     plain = WanDiT(replace(small_preset.dit, subject_layers=0))
     sft.load_start(plain, tmp_path / "study" / ablation.START)
     theirs = whole.state_dict()
-    assert all(torch.equal(value, theirs[name]) for name, value in plain.state_dict().items())
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, theirs[name].bfloat16().float())
     assert len(theirs) > len(plain.state_dict())
     study = ablation.Study(tmp_path, start=model)
     base = ablation.study_base("still")
