@@ -276,7 +276,8 @@ def introduction(base: sft.SftConfig, study: Study) -> str:
     return (
         f"Every arm begins with the same plain text-to-video model. That {begun} without any"
         f" reference for the budget of one arm. Each arm was trained for {budget} of"
-        f" {study.batch_size * study.accumulate} {shown}{noises} per process ({study.num_processes}), on the same shards, at"
+        f" {study.batch_size * study.accumulate} {shown}{noises} per process"
+        f" ({study.num_processes}), on the same shards, at"
         f" {base.data.width}x{base.data.height}. It was measured on {study.cases} held-out {shown}"
         " of each kind: near-twins side by side; pairs that differ in eyes, mouth or accessory"
         " only; characters that hide each other (three on stage, one of them less than half"
