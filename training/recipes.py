@@ -6,31 +6,35 @@ variation, write it down as another line here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import import_module
 
 
-def _in(module: str, function: str = "run") -> Callable[[], None]:
-    """A recipe that loads its module only when it runs, so that listing them needs no torch."""
+@dataclass(frozen=True)
+class Recipe:
+    """A function of a module in `training/`, loaded only when it runs, so that listing needs no
+    torch. about: what it makes, in a line."""
 
-    def recipe() -> None:
-        getattr(import_module(f"training.{module}"), function)()
+    module: str
+    about: str
+    function: str = "run"
 
-    return recipe
+    def __call__(self) -> None:
+        getattr(import_module(f"training.{self.module}"), self.function)()
 
 
-RECIPES: dict[str, Callable[[], None]] = {
-    "miniature_vae": _in("vae"),
-    "miniature_text": _in("text"),
-    "miniature_vlm": _in("vlm"),
-    "miniature_identity": _in("identity"),
-    "miniature_shards": _in("sft_miniature", "run_shards"),
-    "miniature_latent_reader": _in("latent_reader"),
-    "miniature_sft_small": _in("sft_miniature", "run_small"),
-    "miniature_sft_still": _in("sft_miniature", "run_still"),
-    "miniature_sft": _in("sft_miniature"),
-    "miniature_lora": _in("sft_miniature", "run_lora"),
-    "miniature_publish": _in("publish"),
-    "sft_1_3b": _in("sft_wan", "run_1_3b"),
-    "sft_14b": _in("sft_wan", "run_14b"),
+RECIPES = {
+    "miniature_vae": Recipe("vae", "the video autoencoder"),
+    "miniature_text": Recipe("text", "the text encoder, with its tokenizer"),
+    "miniature_vlm": Recipe("vlm", "the vision-language model"),
+    "miniature_identity": Recipe("identity", "the instruments: identity, detector, oracle"),
+    "miniature_shards": Recipe("sft_miniature", "stills and clips, encoded", "run_shards"),
+    "miniature_latent_reader": Recipe("latent_reader", "what the identity loss reads with"),
+    "miniature_sft_small": Recipe("sft_miniature", "the generator, small clips", "run_small"),
+    "miniature_sft_still": Recipe("sft_miniature", "then stills: who is who", "run_still"),
+    "miniature_sft": Recipe("sft_miniature", "then clips at full size"),
+    "miniature_lora": Recipe("sft_miniature", "adapters on the result", "run_lora"),
+    "miniature_publish": Recipe("publish", "the model folder of all of these"),
+    "sft_1_3b": Recipe("sft_wan", "Wan 1.3B with the identity stream, on GPUs", "run_1_3b"),
+    "sft_14b": Recipe("sft_wan", "Wan 14B with the identity stream, on GPUs", "run_14b"),
 }

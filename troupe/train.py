@@ -3,6 +3,7 @@
 from typing import Annotated
 
 import typer
+from rich.table import Table
 
 from troupe.terminal import fail, out
 
@@ -14,8 +15,10 @@ def train(
     from training.recipes import RECIPES
 
     if name is None:
-        for recipe in RECIPES:
-            out.print(recipe)
+        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+        for recipe_name, recipe in RECIPES.items():
+            table.add_row(recipe_name, recipe.about)
+        out.print(table)
         return
     if name not in RECIPES:
         fail(f"There is no recipe {name!r}. There are: {', '.join(RECIPES)}.", "troupe train")

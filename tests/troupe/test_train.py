@@ -13,7 +13,9 @@ from troupe.main import app
 def test_without_a_name_it_lists_the_recipes() -> None:
     told = CliRunner().invoke(app, ["train"])
     assert told.exit_code == 0
-    assert told.output.split() == list(RECIPES)
+    lines = told.output.strip().splitlines()
+    assert [line.split()[0] for line in lines] == list(RECIPES)
+    assert all(recipe.about in told.output for recipe in RECIPES.values())
 
 
 def test_unknown_recipe_is_told_with_those_there_are() -> None:
