@@ -87,15 +87,25 @@ class Video:
         return picture_bytes(_enlarge(image, self.view_scale(), max_side), format)
 
     def contact_sheet(
-        self, references: Sequence[Reference] = (), num_frames: int = SHEET_FRAMES
+        self,
+        references: Sequence[Reference] = (),
+        num_frames: int = SHEET_FRAMES,
+        before: Video | None = None,
     ) -> Image.Image:
-        """References with their names in a column, beside frames spread evenly over the video."""
+        """References with their names in a column, beside frames spread evenly over the video.
+
+        before: what this video was edited from, of the same length: half as many frames, each
+        below the one that it was.
+        """
         scale = min(self.view_scale(), 3)
         width, height = (side * scale for side in self.size)
-        picks = np.linspace(0, len(self.frames) - 1, min(num_frames, len(self.frames)))
+        num_picks = min(num_frames if before is None else num_frames // 2, len(self.frames))
+        picks = np.linspace(0, len(self.frames) - 1, num_picks).round().astype(int)
+        rows = [("frame", self)] if before is None else [("before", before), ("frame", self)]
         shots = [
-            (f"frame {index}", _enlarge(Image.fromarray(self.frames[index]), scale))
-            for index in picks.round().astype(int)
+            (f"{word} {index}", _enlarge(Image.fromarray(video.frames[index]), scale))
+            for word, video in rows
+            for index in picks
         ]
         portraits = [(r.name, _fit(r.to_image(), height, height)) for r in references]
         num_columns = -(-len(shots) // 2) if len(shots) > 2 else len(shots)

@@ -109,7 +109,7 @@ def render(
     try:
         with progress_bar() as bar:
             video = engine.generate(spec, references, on_progress=_follow(bar), edit=edit)
-        write(video, references, path)
+        write(video, references, path, edit)
     except TroupeError as error:
         fail(str(error))
     except OSError as error:
@@ -118,11 +118,14 @@ def render(
     out.print(f"{path} and {path.with_suffix('.png')} in {took:.1f} s", markup=False)
 
 
-def write(video: "Video", references: list[Reference], path: Path) -> None:
+def write(
+    video: "Video", references: list[Reference], path: Path, edit: "Edit | None" = None
+) -> None:
     """The mp4 at `path` and the contact sheet under the same name as a png."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(video.mp4(video.view_scale()))
-    video.contact_sheet(references).save(path.with_suffix(".png"))
+    before = None if edit is None else edit.video
+    video.contact_sheet(references, before=before).save(path.with_suffix(".png"))
 
 
 def load_engine(folder: Path) -> "Engine":

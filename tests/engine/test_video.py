@@ -86,3 +86,12 @@ def test_contact_sheet_shows_references_and_frames(num_references, num_frames):
     yellows = (pixels[..., 0] > 200) & (pixels[..., 1] > 200) & (pixels[..., 2] < 80)
     assert yellows.sum() > 16 * 16 * min(num_frames, 8)
     assert sheet.width < 2200 and sheet.height < 1400
+
+
+def test_contact_sheet_of_an_edit_shows_the_frames_as_they_were_above():
+    grey, white = (Video(np.full((9, 16, 16, 3), level, np.uint8), 8) for level in (90, 250))
+    sheet = np.array(white.contact_sheet(before=grey).convert("L"))
+    rows_grey, rows_white = (
+        np.flatnonzero((sheet == level).sum(axis=1) > 4 * 16) for level in (90, 250)
+    )
+    assert len(rows_grey) == len(rows_white) > 0 and rows_grey.max() < rows_white.min()
