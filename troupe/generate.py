@@ -115,7 +115,9 @@ def render(
     except OSError as error:
         fail(f"--out {path} cannot be written: {error.strerror}")
     took = time.monotonic() - started
-    out.print(f"{path} and {path.with_suffix('.png')} in {took:.1f} s", markup=False)
+    enlarged = f", enlarged {scale} times to be seen" if (scale := video.view_scale()) > 1 else ""
+    made = f"{path} ({spec.width}x{spec.height}{enlarged}) and {path.with_suffix('.png')}"
+    out.print(f"{made}: {took:.1f} s, not counting the start", markup=False)
 
 
 def write(

@@ -106,6 +106,7 @@ def test_writes_the_video_and_its_contact_sheet(random_model: Path, tmp_path: Pa
         ],
     )
     assert told.exit_code == 0, told.output
+    assert "32x32, enlarged 8 times" in " ".join(told.output.split())
     with av.open(str(target)) as container:
         assert sum(1 for _ in container.decode(video=0)) == 5
     with Image.open(target.with_suffix(".png")) as sheet:
