@@ -10,8 +10,8 @@ Shape legend
            text_BTM ─ k, v ────┘    └──── k, v per block ◀─ identity stream ◀─ references, tags, VLM
 
 The stream follows the equations S.9-S.11 of the paper, which let it depend on neither the time nor
-the video. So all of it runs once per request (`condition`), and every step is handed K and V. With
-no subjects its branch is not computed at all: the model then is plain Wan, bit for bit; so it is at
+the video. So all of it runs once per request (`condition`), and every step is handed K and V; with
+`stream_time` its tokens get the time embedding, and it runs at every step. With no subjects its branch is not computed at all: the model then is plain Wan, bit for bit; so it is at
 initialisation, where the value projections are zero.
 
 Parameters carry the names of the upstream files (Wan-Video/Wan2.1 `wan/modules/model.py`), so those
@@ -48,7 +48,8 @@ from engine.stream import (
 )
 
 STREAM_PARAMETERS = (
-    "subject_blocks.", "slot_embedding", "tag_projection.", "place_projection.", "vlm_projection."
+    "subject_blocks.", "slot_embedding", "tag_projection.", "place_projection.", "vlm_projection.",
+    "subject_time.",
 )  # fmt: skip
 
 Text = Tensor | tuple[KV, ...]  # features, or what `text_kv` made of them
@@ -66,12 +67,13 @@ class Context(NamedTuple):
 class Condition(NamedTuple):
     """What a denoising step needs beside x and t: the text's K and V per block, the subjects.
 
+    subjects are inputs yet where their K and V depend on the time (`DiTConfig.stream_time`).
     tail_BCFHW: clean latent frames that are laid behind the video's own and dropped again, as
     Phantom shows its references; None without any. context: VACE's.
     """
 
     text: tuple[KV, ...]
-    subjects: SubjectKV | None = None
+    subjects: Subjects = None
     tail_BCFHW: Tensor | None = None
     context: Context | None = None
 
@@ -185,6 +187,8 @@ class WanDiT(nn.Module):
             self.tag_projection = nn.Linear(config.text_dim, dim)
         if config.place:
             self.place_projection = nn.Linear(PLACE_DIM, dim)
+        if config.stream_time:
+            self.subject_time = nn.Linear(dim, dim)
         if config.use_vlm:
             self.vlm_projection = nn.Sequential(
                 LayerNorm(config.vlm_dim, affine=True),
@@ -214,11 +218,16 @@ class WanDiT(nn.Module):
     def condition(self, text: Text, subjects: Subjects = None) -> Condition:
         """All that does not change from step to step, computed once."""
         layers = self.text_kv(text) if isinstance(text, Tensor) else text
-        if isinstance(subjects, SubjectInputs):
+        if isinstance(subjects, SubjectInputs) and not self.config.stream_time:
             subjects = self.subject_stream(*subjects)
-        if subjects is not None and (self.config.layout == "concat" or not self.config.cross_modal):
-            layers, subjects = join_text(layers, subjects)
-        return Condition(layers, subjects)
+        return self._joined(Condition(layers, subjects))
+
+    def _joined(self, condition: Condition) -> Condition:
+        """The subjects in the text's softmax, in the layouts that have them there."""
+        beside = self.config.layout == "stream" and self.config.cross_modal
+        if beside or not isinstance(condition.subjects, SubjectKV):
+            return condition
+        return Condition(*join_text(condition.text, condition.subjects))
 
     def text_kv(self, text_BTM: Tensor) -> tuple[KV, ...]:
         """K and V of the prompt for every block."""
@@ -237,9 +246,15 @@ class WanDiT(nn.Module):
         vlm_BVM: Tensor | None = None,
         vlm_mask_BV: Tensor | None = None,
         slots_BS: Tensor | None = None,
+        e_BM: Tensor | None = None,
     ) -> SubjectKV:
-        """Runs the identity stream. The arguments are the fields of `SubjectInputs`."""
+        """Runs the identity stream. The arguments are the fields of `SubjectInputs`, and the time
+        embedding, which only a stream with `stream_time` reads."""
         f_BSPM, grid = self._reference_tokens(refs_BSCHW, tags_BSM, slots_BS)
+        if self.config.stream_time:
+            assert e_BM is not None
+            time_BM = self.subject_time(F.silu(e_BM).to(self.subject_time.weight.dtype))
+            f_BSPM = f_BSPM + time_BM[:, None, None].float()
         vlm_BVM = self._vlm_tokens(vlm_BVM)
         present_B, token_mask_BR = None, None
         if subject_mask_BS is not None:
@@ -276,7 +291,10 @@ class WanDiT(nn.Module):
         rope, grid = self.rope.at(*x.shape[2:]), (num_frames, *x.shape[3:])
         x_BLM = x.flatten(2).transpose(1, 2).float()
         num_video = math.prod(grid)
-        mask_BL, subjects = None, condition.subjects
+        if isinstance(condition.subjects, SubjectInputs):
+            timed = self.subject_stream(*condition.subjects, e_BM=e_BM)
+            condition = self._joined(condition._replace(subjects=timed))
+        mask_BL, subjects = None, cast(SubjectKV | None, condition.subjects)
         if subjects is not None and subjects.tokens_BRM is not None:
             x_BLM, rope, mask_BL = self._append(x_BLM, rope, subjects, first=grid[0])
         hints = self.hints(x_BLM, e_B6M, rope, condition.context)
@@ -371,7 +389,7 @@ class WanDiT(nn.Module):
         for name, parameter in self.named_parameters():
             path = name.split(".")
             is_value = path[0] == "subject_blocks" and path[2] == "v"
-            if is_value or path[0] in ("tag_projection", "place_projection"):
+            if is_value or path[0] in ("tag_projection", "place_projection", "subject_time"):
                 nn.init.zeros_(parameter)
 
 

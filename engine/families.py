@@ -21,10 +21,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from engine.dit import Condition, WanDiT
+from engine.dit import Condition, Subjects, WanDiT
 from engine.encodings import STANDARD_FIT, EncodingsBatch, Fit
 from engine.sample import Conditions
 from engine.spec import Guidance
+from engine.stream import SubjectInputs
 from engine.vace import VaceDiT
 
 FAMILIES = ("identity", "phantom", "vace")
@@ -66,8 +67,9 @@ def conditions(
 
 def _identity(dit: WanDiT, batch: EncodingsBatch, negative_BTM: Tensor | None) -> Conditions:
     """The negative prompt has no subjects: its forwards cost what plain Wan's do."""
-    inputs = batch.subjects()
-    subjects = None if inputs is None else dit.subject_stream(*inputs)
+    subjects: Subjects = batch.subjects()
+    if isinstance(subjects, SubjectInputs) and not dit.config.stream_time:
+        subjects = dit.subject_stream(*subjects)
     full = dit.condition(batch.text_BTM, subjects)
     if negative_BTM is None:
         return Conditions(full)

@@ -17,6 +17,7 @@ class DiTConfig:
 
     `subject_layers` = 0 is plain Wan. `subject_dim` is the inner width of the stream's own
     attentions (stages 1 and 2); `subject_ffn_dim` = 0 leaves the stream without an MLP.
+    `stream_time` lets the stream see the time, which costs the whole stream at every step.
     """
 
     latent_dim: int
@@ -40,6 +41,7 @@ class DiTConfig:
     tag: bool = True
     place: bool = True
     layout: str = "stream"  # "stream", or "concat": reference tokens join the video sequence
+    stream_time: bool = False
     vace_layers: tuple[int, ...] = ()  # blocks that VACE's context blocks stand beside, from 0 on
     vace_in_dim: int = 0  # channels of its context
 

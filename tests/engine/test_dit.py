@@ -122,6 +122,9 @@ def test_a_step_computes_no_condition():
         {"tag": False},
         {"layout": "concat"},
         {"layout": "concat", "use_vlm": False},
+        {"stream_time": True},
+        {"stream_time": True, "layout": "concat"},
+        {"stream_time": True, "cross_modal": False},
     ],
     ids=str,
 )
@@ -179,10 +182,12 @@ def test_autocast_keeps_the_residual_stream_wide():
     assert (low - high).abs().mean() / high.abs().mean() < 0.03
 
 
+@pytest.mark.parametrize("stream_time", [False, True])
 @pytest.mark.parametrize("layout", ["stream", "concat"])
-def test_one_condition_serves_several_noises(layout):
+def test_one_condition_serves_several_noises(layout, stream_time):
     """Training draws several times and noises for each clip: rows of x in groups."""
-    model, given = random_dit(replace(TOY, layout=layout)), random_inputs(batch=2)
+    model = random_dit(replace(TOY, layout=layout, stream_time=stream_time))
+    given = random_inputs(batch=2)
     mask = torch.tensor([[True, True, False], [False, False, False]])
     subjects = given["subjects"]._replace(subject_mask_BS=mask)
     x = torch.randn(6, *given["x"].shape[1:], generator=torch.Generator().manual_seed(5))

@@ -57,11 +57,12 @@ def test_attention_counts_as_one_kernel() -> None:
     assert cost.flops == {"attention": 2 * 2 * 6 * 10 * 8} and cost.peak_bytes == q.numel() * 4
 
 
-@pytest.mark.parametrize("num", [0, 1, 3])
-def test_denoising_is_what_torch_counts_on_real_tensors(num: int) -> None:
-    spec = asked(MINIATURE, num, steps=4)
-    found = plan(MINIATURE, spec, CARDS["h100"])
-    dit = WanDiT(MINIATURE.dit)
+@pytest.mark.parametrize(("num", "stream_time"), [(0, False), (1, False), (3, False), (3, True)])
+def test_denoising_is_what_torch_counts_on_real_tensors(num: int, stream_time: bool) -> None:
+    preset = replace(MINIATURE, dit=replace(MINIATURE.dit, stream_time=stream_time))
+    spec = asked(preset, num, steps=4)
+    found = plan(preset, spec, CARDS["h100"])
+    dit = WanDiT(preset.dit)
     words = torch.randn(1, 64, 128)
     inputs = None
     if num:

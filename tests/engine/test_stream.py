@@ -5,8 +5,16 @@ from dataclasses import replace
 import pytest
 import torch
 
+from engine import families, flow
+from engine.dit import WanDiT
+from engine.encodings import EncodingsBatch
+from engine.sample import sample
+from engine.spec import Guidance
 from engine.stream import SubjectInputs
 from tests.engine.conftest import TOY, random_dit, random_inputs
+
+TIMED = replace(TOY, stream_time=True)
+OTHER_LAYOUTS = [{}, {"layout": "concat"}, {"cross_modal": False}]
 
 
 def test_stream_does_not_see_time_or_video():
@@ -109,3 +117,48 @@ def test_tag_moves_the_result_only_when_it_is_on():
         one = model(given["x"], given["t"], given["text"], subjects)
         two = model(given["x"], given["t"], given["text"], other)
         assert torch.equal(one, two) == same
+
+
+@pytest.mark.parametrize("switch", OTHER_LAYOUTS, ids=str)
+def test_a_stream_that_sees_the_time_starts_as_one_that_does_not(switch):
+    """Only the projection of the time is new, and it begins as zero."""
+    still, given = random_dit(replace(TOY, **switch)), random_inputs()
+    timed = WanDiT(replace(TIMED, **switch)).eval()
+    fresh = timed.load_state_dict(still.state_dict(), strict=False).missing_keys
+    assert fresh == ["subject_time.weight", "subject_time.bias"]
+    for t in (0.9, 0.1):
+        asked = given["x"], torch.tensor([t]), given["text"], given["subjects"]
+        assert torch.equal(timed(*asked), still(*asked))
+
+
+def test_a_stream_that_sees_the_time_gives_other_keys_at_another_time():
+    model, given = random_dit(TIMED), random_inputs()
+    early, late = (
+        model.subject_stream(*given["subjects"], e_BM=model._time(torch.tensor([t]))[0]).layers
+        for t in (0.9, 0.1)
+    )
+    for one, other in zip(early, late, strict=True):
+        assert not torch.allclose(one.v_BKND, other.v_BKND, atol=1e-3)
+
+
+@pytest.mark.parametrize(("stream_time", "calls"), [(False, 1), (True, 6)])
+def test_seeing_the_time_switches_the_cache_off(stream_time, calls):
+    """Three steps under dual guidance: two forwards of each show the subjects."""
+    model = random_dit(replace(TOY, stream_time=stream_time)).requires_grad_(False)
+    given, seen = random_inputs(num_subjects=2), []
+    model.subject_blocks[0].register_forward_hook(lambda *_: seen.append(1))
+    subjects = given["subjects"]
+    batch = EncodingsBatch(
+        given["text"],
+        subjects.refs_BSCHW,
+        subjects.tags_BSM,
+        torch.ones(1, 2, dtype=torch.bool),
+        subjects.vlm_BVM,
+        torch.ones(1, 5, dtype=torch.bool),
+    )
+    nobody = replace(batch, text_BTM=batch.text_BTM.flip(1))
+    guidance = Guidance("dual")
+    found = families.conditions("identity", model, batch, nobody, guidance)
+    plan = flow.schedule("euler", 3, 3.0)
+    latents = sample(model.denoise, given["x"], found, plan, guidance)
+    assert len(seen) == calls and latents.isfinite().all()

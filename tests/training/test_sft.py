@@ -130,6 +130,15 @@ def test_lora_trains_adapters_and_exports_both(config: sft.SftConfig, tmp_path: 
     assert (tmp_path / "run" / "lora.safetensors").exists()
 
 
+def test_a_stream_that_sees_the_time_trains(config: sft.SftConfig, tmp_path: Path) -> None:
+    """Its projection of the time starts as zero; what the run leaves has learned, and loads."""
+    timed = replace(config.preset.dit, stream_time=True)
+    sft.train(replace(config, preset=replace(config.preset, dit=timed)), tmp_path)
+    tensors = load_file(tmp_path / "dit.safetensors")
+    assert tensors["subject_time.weight"].abs().max() > 0
+    WanDiT(timed).load_state_dict(tensors)
+
+
 def test_masked_rows_learn_the_plain_model(config: sft.SftConfig) -> None:
     """With everything dropped the stream gets no gradient: those rows are plain Wan."""
     from training.data.loader import Dropout
