@@ -11,8 +11,9 @@ Shape legend
 
 The stream follows the equations S.9-S.11 of the paper, which let it depend on neither the time nor
 the video. So all of it runs once per request (`condition`), and every step is handed K and V; with
-`stream_time` its tokens get the time embedding, and it runs at every step. With no subjects its branch is not computed at all: the model then is plain Wan, bit for bit; so it is at
-initialisation, where the value projections are zero.
+`stream_time` its tokens get the time embedding, and it runs at every step. With no subjects its
+branch is not computed at all: the model then is plain Wan, bit for bit; so it is at initialisation,
+where the value projections are zero.
 
 Parameters carry the names of the upstream files (Wan-Video/Wan2.1 `wan/modules/model.py`), so those
 load strictly; what the stream adds begins with one of `STREAM_PARAMETERS`.
