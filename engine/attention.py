@@ -6,8 +6,6 @@ knows how to call them (diffusers 0.42 `models/attention_dispatch.py`).
 Legend: B batch, L queries, K keys, N heads, D head dim.
 """
 
-import functools
-import os
 from collections.abc import Collection
 from typing import NamedTuple
 
@@ -16,7 +14,6 @@ from torch import Tensor
 
 from engine.errors import BackendError
 
-VARIABLE = "TROUPE_ATTENTION"
 NATIVE = "native"
 # Our name -> diffusers' name of the backend.
 BACKENDS = {
@@ -35,6 +32,8 @@ CARDS = {
 }
 SAGE_HEADS = (64, 96, 128)
 MAX_HEAD = 256
+# CUDA device -> the kernel that the last engine loaded there asked for.
+_CHOSEN: dict[int, str] = {}
 
 
 class Choice(NamedTuple):
@@ -45,7 +44,7 @@ class Choice(NamedTuple):
 
 
 def choose_attention(
-    capability: tuple[int, int] | None, installed: Collection[str], asked: str | None = None
+    capability: tuple[int, int] | None, installed: Collection[str], asked: str = "auto"
 ) -> Choice:
     """The kernel for a card.
 
@@ -55,19 +54,17 @@ def choose_attention(
     Args:
         capability: the card's compute capability; None is a CPU.
         installed: names of `BACKENDS` whose libraries load.
-        asked: a name of `BACKENDS`; None or "" leaves the choice to us.
+        asked: a name of `BACKENDS`; "auto" leaves the choice to us.
 
     Raises:
-        BackendError: the name asked for is unknown, not installed, or not for this card.
+        BackendError: the kernel asked for is not installed, or not for this card.
     """
-    if asked and asked not in BACKENDS:
-        raise BackendError(f"unknown attention backend {asked!r}; there are {', '.join(BACKENDS)}")
     if asked == NATIVE:
         return Choice(NATIVE, "asked for")
-    if asked:
+    if asked != "auto":
         why_not = _hindrance(asked, capability, installed)
         if why_not:
-            raise BackendError(f"attention backend {asked!r} cannot be used: {why_not}")
+            raise BackendError(f"attention={asked} cannot be used: {why_not}")
         return Choice(asked, "asked for" + ("; it is lossy" if asked == "sage" else ""))
     if capability is None:
         return Choice(NATIVE, "torch's own, as always on a CPU")
@@ -124,20 +121,26 @@ def takes_head(name: str, dim: int) -> bool:
     return dim in SAGE_HEADS if name == "sage" else dim % 8 == 0 and dim <= MAX_HEAD
 
 
-@torch.compiler.assume_constant_result
-def backend_of(index: int) -> str:
-    """The kernel for CUDA device `index`, looked up once; $TROUPE_ATTENTION asks for one by name.
+def choose_for(device: torch.device, asked: str = "auto") -> Choice:
+    """The kernel for a device, from now on, for all that computes there in this process.
 
     Raises:
         BackendError: see `choose_attention`.
     """
-    return _backend_of(index)
+    if device.type != "cuda":
+        return choose_attention(None, frozenset({NATIVE}), asked)
+    capability = torch.cuda.get_device_capability(device)
+    choice = choose_attention(capability, installed_backends(), asked)
+    _CHOSEN[device.index or 0] = choice.backend
+    return choice
 
 
-@functools.cache
-def _backend_of(index: int) -> str:
-    capability = torch.cuda.get_device_capability(index)
-    return choose_attention(capability, installed_backends(), os.environ.get(VARIABLE)).backend
+@torch.compiler.assume_constant_result
+def backend_of(index: int) -> str:
+    """The kernel for CUDA device `index`: chosen by `choose_for`, else left to us."""
+    if index not in _CHOSEN:
+        choose_for(torch.device("cuda", index))
+    return _CHOSEN[index]
 
 
 def dispatched(name: str, q_BLND: Tensor, k_BKND: Tensor, v_BKND: Tensor) -> Tensor:

@@ -33,12 +33,12 @@ from engine import layers, stream, vace
 from engine.dit import Condition, WanDiT
 from engine.errors import BackendError
 from engine.packages import Packages, Parts, default_folder
+from engine.runtime import MODES
 from engine.sample import Velocity
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-MODES = ("eager", "inductor", "aoti", "tensorrt")
 PREFIX = "dit."  # of the weights' names in an exported program
 
 

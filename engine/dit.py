@@ -236,7 +236,7 @@ class WanDiT(nn.Module):
 
     def text_features(self, text_BTM: Tensor) -> Tensor:
         """The prompt as the cross-attentions read it, [B, T, M]."""
-        features: Tensor = self.text_embedding(text_BTM.to(self.head.head.weight.dtype))
+        features: Tensor = self.text_embedding(text_BTM.to(self.patch_embedding.weight.dtype))
         return features
 
     def subject_stream(
@@ -358,7 +358,7 @@ class WanDiT(nn.Module):
         if vlm_BVM is None or not self.config.use_vlm:
             return None
         normed = self.vlm_projection[0](vlm_BVM)
-        projected: Tensor = self.vlm_projection[1:](normed.to(self.head.head.weight.dtype))
+        projected: Tensor = self.vlm_projection[1:](normed.to(self.patch_embedding.weight.dtype))
         return projected
 
     def _append(

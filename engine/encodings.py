@@ -54,6 +54,11 @@ class Encoders:
     vae: VAE
     vlm: VLM | None
 
+    @property
+    def dtype(self) -> str:
+        """In which text encoder and VLM compute, such as "float32"."""
+        return str(self.text.model.dtype).removeprefix("torch.")
+
 
 @dataclass(frozen=True)
 class Encodings:
@@ -132,10 +137,10 @@ def encode(
             )
     pictures = [letterbox(reference.to_image(), *size, fit) for reference in references]
     return Encodings(
-        text_TM=features_BTM[0],
+        text_TM=features_BTM[0].cpu(),
         refs_SCHW=_latents(pictures, encoders.vae, size),
-        tags_SM=tags[0].reshape(len(references), features_BTM.shape[2]),
-        vlm_VM=_vlm_tokens(text, references, pictures, encoders.vlm),
+        tags_SM=tags[0].reshape(len(references), features_BTM.shape[2]).cpu(),
+        vlm_VM=_vlm_tokens(text, references, pictures, encoders.vlm).cpu(),
     )
 
 
@@ -162,11 +167,12 @@ def key(
     references: Sequence[Reference],
     size: tuple[int, int],
     fit: Fit = STANDARD_FIT,
+    dtype: str = "float32",
 ) -> str:
     """Content digest of everything that `encode` reads, in hex.
 
     The pixels, names and order of the references count, and so do the prompt (tags and VLM tokens
-    depend on it) and the digest of the weights.
+    depend on it), the digest of the weights and the precision in which the encoders compute.
     """
     content = {
         "preprocessing": PREPROCESSING,
@@ -176,7 +182,7 @@ def key(
         "references": [[reference.name, reference.digest()] for reference in references],
         "size": list(size),
         "fit": list(fit),
-        "dtype": "float32",
+        "dtype": dtype,
     }
     spelled = json.dumps(content, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(spelled.encode()).hexdigest()

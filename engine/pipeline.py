@@ -25,7 +25,9 @@ from engine.dit import WanDiT
 from engine.edit import Edit
 from engine.encodings import Encoders, Encodings, EncodingsBatch, encode, key, stack
 from engine.errors import SpecError
+from engine.placement import cast, placed
 from engine.presets import Preset
+from engine.runtime import STANDARD, Runtime
 from engine.sample import Conditions, Source, Step, sample
 from engine.spec import Guidance, Reference, Span, Spec, text_of
 from engine.text import TextEncoder
@@ -51,7 +53,11 @@ OnProgress = Callable[[Progress], None]
 
 
 class Engine:
-    """A DiT with its encoders. `digest` names the weights; it is part of every cache key."""
+    """A DiT with its encoders. `digest` names the weights; it is part of every cache key.
+
+    The modules stay where they are and as they are; `load` places them. device: where the DiT
+    computes; None: where its weights lie.
+    """
 
     def __init__(
         self,
@@ -61,8 +67,10 @@ class Engine:
         digest: str,
         cache: EncodingCache | None = None,
         compile: str = "eager",
+        device: torch.device | None = None,
     ) -> None:
         self.dit = dit.eval()
+        self.device = device or dit.head.head.weight.device
         self.velocity = velocity_of(self.dit, compile)
         self.encoders = encoders
         self.preset = preset
@@ -71,18 +79,18 @@ class Engine:
 
     @classmethod
     def load(
-        cls, folder: Path, cache: EncodingCache | None = None, compile: str = "eager"
+        cls, folder: Path, cache: EncodingCache | None = None, runtime: Runtime = STANDARD
     ) -> Engine:
-        """Loads a model folder, every file of it verified first. Weights become fp32.
+        """Loads a model folder, every file of it verified first.
 
         Args:
-            compile: how a step is computed, one of `engine.compile.MODES`.
+            runtime: where the models lie and how they compute.
 
         Raises:
             CheckpointError: a file is missing, altered, unlisted or of another shape.
-            BackendError: the compile mode is unknown, or what it needs is not installed.
+            BackendError: this machine cannot do what the runtime asks; the message names it.
         """
-        folder = Path(folder)
+        folder, place = Path(folder), placed(runtime)
         manifest = checkpoint.verify(folder)
         preset = manifest.resolve()
         checkpoint.require(manifest, needed_files(preset))
@@ -96,7 +104,16 @@ class Engine:
         text = TextEncoder.from_files(folder / "text.safetensors", words, preset.text)
         vae = VAE.from_files(folder / "vae.safetensors", preset.vae)
         dit.requires_grad_(False)
-        return cls(dit, Encoders(text, vae, vlm), preset, manifest.digest(), cache, compile)
+        cast(dit, place.dtype)
+        for model in (dit, text.model, *([] if vlm is None else [vlm.model])):
+            model.to(place.device)
+        for model in (text.model, *([] if vlm is None else [vlm.model])):
+            model.to(place.dtype)
+        vae.to(place.device)
+        encoders = Encoders(text, vae, vlm)
+        return cls(
+            dit, encoders, preset, manifest.digest(), cache, runtime.compile, place.device
+        )
 
     def generate(
         self,
@@ -161,7 +178,7 @@ class Engine:
         ) -> Encodings:
             fit = families.FITS[self.preset.family]
             return self.cache.get_or(
-                key(self.digest, text, spans, pictures, size, fit),
+                key(self.digest, text, spans, pictures, size, fit, self.encoders.dtype),
                 lambda: encode(text, spans, pictures, self.encoders, size, fit),
                 scope,
             )
@@ -190,7 +207,7 @@ class Engine:
             source: a known clip to start from, see `engine.edit`.
             context_BCFHW: what VACE's context blocks read, see `engine.vace`.
         """
-        device = self.dit.head.head.weight.device
+        device = self.device
         family, num_subjects = self.preset.family, batch.refs_BSCHW.shape[1]
         if context_BCFHW is not None:
             context_BCFHW = context_BCFHW.to(device)
@@ -228,7 +245,7 @@ class Engine:
 
     def decode(self, latents_BCFHW: Tensor) -> Tensor:
         """uint8 frames [B, T, H, W, 3]."""
-        return to_frames(self.encoders.vae.decode(latents_BCFHW))
+        return to_frames(self.encoders.vae.decode(latents_BCFHW)).cpu()
 
     def _progress(self, step: Step, leading: int) -> Progress:
         # The first latent frame decodes alone: a picture of the scene for 1 / T of a decode.

@@ -8,7 +8,7 @@ Shape legend
 `engine.dit` owns the parameters and runs it; here is what one layer of it computes.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -93,11 +93,12 @@ class SubjectBlock(nn.Module):
     ) -> Tensor:
         alone = f_BSPM.shape[1] == 1
         if self.config.intra:
-            f_BSPM = f_BSPM + self._within(self._match(self.norm1(f_BSPM)), rope)
+            f_BSPM = f_BSPM + self._within(_match(self.norm1(f_BSPM), self.intra.q), rope)
         if self.config.inter == "joint" or (self.config.inter == "gated" and not alone):
-            f_BSPM = f_BSPM + self._between(self._match(self.norm2(f_BSPM)), subject_mask_BS)
+            normed = _match(self.norm2(f_BSPM), self.inter.q)
+            f_BSPM = f_BSPM + self._between(normed, subject_mask_BS)
         if self.config.subject_ffn_dim:
-            y = self.ffn(self._match(self.norm3(f_BSPM)))
+            y = self.ffn(_match(self.norm3(f_BSPM), self.ffn[0]))
             f_BSPM = f_BSPM + y.float()
         return f_BSPM
 
@@ -111,7 +112,7 @@ class SubjectBlock(nn.Module):
         seen = f_BSPM.flatten(1, 2)
         if vlm_BVM is not None:
             seen = torch.cat([seen, vlm_BVM.to(seen.dtype)], dim=1)
-        seen = self._match(self.norm(seen))
+        seen = _match(self.norm(seen), self.k if self.config.cross_modal else words.k)
         if not self.config.cross_modal:
             return words.key(seen), words.value(seen)
         shape = (*seen.shape[:2], self.config.num_heads, -1)
@@ -140,8 +141,10 @@ class SubjectBlock(nn.Module):
             y = y * torch.sigmoid(self.gate(f_BSPM).float())
         return torch.where(company_BS[:, :, None, None], y, torch.zeros_like(y))
 
-    def _match(self, x: Tensor) -> Tensor:
-        return x.to(self.norm.weight.dtype)
+
+def _match(x: Tensor, layer: nn.Module) -> Tensor:
+    """fp32 in, the precision of the layer that reads it out."""
+    return x.to(cast(Tensor, layer.weight).dtype)
 
 
 def _who_sees_whom(f_BSPM: Tensor, subject_mask_BS: Tensor | None, joint: bool) -> Tensor:

@@ -57,7 +57,7 @@ class VaceDiT(WanDiT):
 
     def context(self, context_BCFHW: Tensor, text_BTM: Tensor) -> Context:
         """All of the context that does not change from step to step, computed once."""
-        dtype = self.head.head.weight.dtype
+        dtype = self.vace_patch_embedding.weight.dtype
         tokens = self.vace_patch_embedding(context_BCFHW.to(dtype)).flatten(2).transpose(1, 2)
         return Context(tokens.float(), projected(self.vace_blocks, self.text_features(text_BTM)))
 

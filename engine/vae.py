@@ -69,20 +69,26 @@ class VAE:
             "latents_std": self.std.flatten(),
         }
 
+    def to(self, device: torch.device) -> None:
+        """Moves weights and statistics, in place."""
+        self.model.to(device)
+        self.mean, self.std = self.mean.to(device), self.std.to(device)
+
     @torch.no_grad()
     def encode(self, frames_BCTHW: Tensor) -> Tensor:
-        """Pixels in [-1, 1], T = 1 + 4n -> normalised latents [B, z, 1 + n, H / s, W / s], fp32."""
+        """Pixels in [-1, 1], T = 1 + 4n -> normalised latents [B, z, 1 + n, H / s, W / s], fp32,
+        on the frames' own device."""
         num_frames = frames_BCTHW.shape[2]
         assert num_frames % self.config.temporal_factor == 1, num_frames
-        frames = frames_BCTHW.to(self.model.dtype)
+        frames = frames_BCTHW.to(self.mean.device, self.model.dtype)
         mean: Tensor = self.model.encode(frames).latent_dist.mode().float()
-        return (mean - self.mean) / self.std
+        return ((mean - self.mean) / self.std).to(frames_BCTHW.device)
 
     @torch.no_grad()
     def decode(self, z_BCFHW: Tensor) -> Tensor:
         """Normalised latents -> pixels in [-1, 1], [B, 3, 1 + 4 (F - 1), H * s, W * s], fp32."""
-        z = (z_BCFHW.float() * self.std + self.mean).to(self.model.dtype)
-        pixels: Tensor = self.model.decode(z).sample
+        z = z_BCFHW.to(self.mean.device).float() * self.std + self.mean
+        pixels: Tensor = self.model.decode(z.to(self.model.dtype)).sample
         return pixels.float()
 
 

@@ -5,6 +5,7 @@ that hosting platforms inject, is understood as well. Nothing else in `service/`
 environment.
 """
 
+import os
 from urllib.parse import parse_qs, urlsplit
 
 from pydantic import AliasChoices, Field, field_validator
@@ -49,7 +50,6 @@ class Settings(BaseSettings):
     decode_timeout_s: float = Field(
         default=10, gt=0, description="Seconds one picture may take to decode."
     )
-    decode_children: int = Field(default=4, ge=1, description="Pictures decoded at the same time.")
     max_queued: int = Field(
         default=1000, ge=0, description="Waiting jobs before new ones are refused."
     )
@@ -71,6 +71,11 @@ class Settings(BaseSettings):
         if url is not None and urlsplit(url).scheme not in {"redis", "rediss", "unix"}:
             raise ValueError("must begin with redis://, rediss:// or unix://")
         return url
+
+    @property
+    def decode_children(self) -> int:
+        """Pictures decoded at the same time."""
+        return min(4, os.cpu_count() or 1)
 
     @property
     def ring_after_s(self) -> float:

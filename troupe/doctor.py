@@ -23,6 +23,7 @@ Level = Literal["ok", "note", "wrong"]
 MARKS = {"ok": "[green]✓[/]", "note": "[yellow]–[/]", "wrong": "[red]✗[/]"}
 MIN_FREE_GB = 2.0
 PYTHONS = ((3, 11), (3, 12))
+RUNTIME = "TROUPE_RUNTIME"
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def examine(model: Path) -> list[Finding]:
         disk,
         port,
         gpu,
-        attention_kernel,
+        runtime,
         lambda: extra("tensorrt", "torch_tensorrt", "compiled engines"),
         lambda: extra("xformers", "xformers", "another attention kernel"),
         chromium,
@@ -186,23 +187,20 @@ def gpu() -> Finding:
     return Finding("gpu", "note", detail)
 
 
-def attention_kernel() -> Finding:
-    """Which kernel would compute attention, and why; wrong where one asked for cannot."""
+def runtime() -> Finding:
+    """What TROUPE_RUNTIME means here, and what "auto" is; wrong where it cannot be had."""
     if importlib.util.find_spec("torch") is None:
-        return Finding("attention", "note", "unknown without torch")
-    import torch
-
-    from engine.attention import VARIABLE, choose_attention, installed_backends
+        return Finding("runtime", "note", "unknown without torch")
     from engine.errors import BackendError
+    from engine.placement import placed
+    from engine.runtime import Runtime
 
-    card = torch.cuda.is_available()
-    capability = torch.cuda.get_device_capability() if card else None
-    installed = installed_backends() if card else frozenset({"native"})
     try:
-        choice = choose_attention(capability, installed, os.environ.get(VARIABLE))
+        asked = Runtime.parse(os.environ.get(RUNTIME, ""))
+        place = placed(asked)
     except BackendError as error:
-        return Finding("attention", "wrong", f"{VARIABLE}: {error}", f"unset {VARIABLE}")
-    return Finding("attention", "ok", f"{choice.backend}: {choice.reason}")
+        return Finding("runtime", "wrong", f"{RUNTIME}: {error}", f"unset {RUNTIME}")
+    return Finding("runtime", "ok", place.told(asked))
 
 
 def extra(name: str, module: str, purpose: str) -> Finding:

@@ -11,8 +11,9 @@ import numpy as np
 import typer
 from PIL import Image, UnidentifiedImageError
 
-from engine.errors import CheckpointError, SpecError, TroupeError, VideoError
+from engine.errors import BackendError, CheckpointError, SpecError, TroupeError, VideoError
 from engine.presets import Preset
+from engine.runtime import Runtime
 from engine.spec import Guidance, Reference, Spec, frames_of
 from troupe.terminal import fail, out, progress_bar
 
@@ -63,6 +64,9 @@ def generate(
         Path | None, typer.Option(help="Picture, white where --video is made anew.")
     ] = None,
     model: Annotated[Path, typer.Option(help="Model folder.")] = MODEL,
+    runtime: Annotated[
+        str, typer.Option(help="Where and how it computes, such as dtype=bf16,compile=inductor.")
+    ] = "",
     out_path: Annotated[Path, typer.Option("--out", help="File to write.")] = Path("out.mp4"),
 ) -> None:
     """Make a video of named subjects, and a contact sheet beside it."""
@@ -74,7 +78,7 @@ def generate(
                 raise SpecError(name, "needs --video, which it is about")
         if old is not None and fps is None:
             fps = old.fps
-        engine = load_engine(model)
+        engine = load_engine(model, runtime)
         if old is not None and frames is None and seconds is None:
             frames = video_length(old, engine.preset)
         given = {
@@ -130,12 +134,14 @@ def write(
     video.contact_sheet(references, before=before).save(path.with_suffix(".png"))
 
 
-def load_engine(folder: Path) -> "Engine":
+def load_engine(folder: Path, runtime: str = "") -> "Engine":
     """Verify and load a model folder; ends the command with a remedy when that fails."""
     from engine.pipeline import Engine
 
     try:
-        return Engine.load(folder)
+        return Engine.load(folder, runtime=Runtime.parse(runtime))
+    except BackendError as error:
+        fail(f"--runtime {error}", "troupe doctor")
     except (CheckpointError, FileNotFoundError) as error:
         fail(f"--model {folder}: {error}", "troupe doctor")
 

@@ -12,6 +12,7 @@ The environment (all optional; `service/settings.py` and `workers/settings.py` l
     TROUPE_REDIS_URL   redis://host:6379/0, rediss://… or unix:///path/to.sock   (or REDIS_URL)
     TROUPE_BLOBS_URL   a folder, file:///folder or s3://bucket/prefix            (.troupe/blobs)
     TROUPE_MODEL_DIR   checkpoint folder                                         (models/miniature)
+    TROUPE_RUNTIME     such as dtype=bf16,compile=inductor, see engine.runtime   (what fits here)
     TROUPE_PRESET      name in engine.presets                                    (miniature)
 
 Ready when GET /readyz answers 200 (Redis, blobs, and a worker that has loaded its checkpoint);

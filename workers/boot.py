@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from celery.signals import worker_process_init, worker_process_shutdown
 
 from engine.errors import TroupeError
+from engine.runtime import STANDARD, Runtime
 from service.blobs import open_blobs
 from service.errors import ServiceError
 from service.ledger import Ledger, connect
@@ -33,7 +34,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def load_engine(folder: Path, encodings: Path | None = None) -> "Engine":
+def load_engine(
+    folder: Path, encodings: Path | None = None, runtime: Runtime = STANDARD
+) -> "Engine":
     """The engine, verified byte by byte. torch is imported here, in the child, and only here.
 
     Args:
@@ -41,11 +44,12 @@ def load_engine(folder: Path, encodings: Path | None = None) -> "Engine":
 
     Raises:
         CheckpointError: the folder is incomplete, altered or of another shape.
+        BackendError: this machine cannot do what the runtime asks.
     """
     from engine.cache import EncodingCache
     from engine.pipeline import Engine
 
-    return Engine.load(folder, EncodingCache(folder=encodings))
+    return Engine.load(folder, EncodingCache(folder=encodings), runtime)
 
 
 class Station:
@@ -77,7 +81,8 @@ class Station:
         self._tried = time.monotonic()
         folder = self.settings.model_dir
         try:
-            self.engine = load_engine(folder, self.settings.encodings_dir)
+            runtime = Runtime.parse(self.settings.runtime)
+            self.engine = load_engine(folder, self.settings.encodings_dir, runtime)
             self._message = ""
             log.info("serving %s, digest %s", folder, self.engine.digest)
         except (TroupeError, OSError) as error:

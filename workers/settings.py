@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from engine.errors import BackendError
+from engine.runtime import Runtime
 from service.settings import Settings as ServiceSettings
 
 
@@ -28,6 +30,18 @@ class Settings(ServiceSettings):
         description="Folder that keeps encodings of prompts and pictures over restarts, for all"
         " workers of a machine; none: each keeps the last few in memory.",
     )
+    runtime: str = Field(
+        default="",
+        description="Where and how the model computes, as KEY=VALUE,KEY=VALUE; see engine.runtime.",
+    )
+
+    @field_validator("runtime")
+    @classmethod
+    def _is_runtime(cls, text: str) -> str:
+        try:
+            return str(Runtime.parse(text))
+        except BackendError as error:
+            raise ValueError(str(error)) from error
 
     @property
     def reload_after_s(self) -> float:

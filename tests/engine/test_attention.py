@@ -15,15 +15,15 @@ CPU, TURING, AMPERE, ADA, HOPPER, BLACKWELL = None, (7, 5), (8, 0), (8, 9), (9, 
 @pytest.mark.parametrize(
     ("capability", "installed", "asked", "backend"),
     [
-        (CPU, ALL, None, "native"),
+        (CPU, ALL, "auto", "native"),
         (CPU, ALL, "native", "native"),
-        (TURING, ALL, None, "native"),
-        (AMPERE, ALL, None, "native"),
-        (ADA, ALL, "", "native"),
-        (HOPPER, ALL, None, "flash3"),
-        (HOPPER, {"native", "flash2", "sage", "xformers"}, None, "native"),
+        (TURING, ALL, "auto", "native"),
+        (AMPERE, ALL, "auto", "native"),
+        (ADA, ALL, "auto", "native"),
+        (HOPPER, ALL, "auto", "flash3"),
+        (HOPPER, {"native", "flash2", "sage", "xformers"}, "auto", "native"),
         (HOPPER, ALL, "native", "native"),
-        (BLACKWELL, ALL, None, "native"),
+        (BLACKWELL, ALL, "auto", "native"),
         (AMPERE, ALL, "flash2", "flash2"),
         (TURING, ALL, "xformers", "xformers"),
         (ADA, ALL, "sage", "sage"),
@@ -43,7 +43,6 @@ def test_choice(capability, installed, asked, backend):
         (BLACKWELL, ALL, "flash3", "capability 10.0"),
         (TURING, ALL, "sage", "capability 7.5"),
         (HOPPER, {"native"}, "flash3", "not installed"),
-        (HOPPER, ALL, "flash9", "native, flash3, flash2, xformers, sage"),
     ],
 )
 def test_what_cannot_be_had_is_refused(capability, installed, asked, why):
@@ -69,6 +68,15 @@ def test_a_cpu_never_asks():
         assert other_kernel(torch.zeros(1, 2, 3, 64, dtype=torch.bfloat16), masked=False) is None
 
 
+def test_the_kernel_asked_for_last_is_used_from_then_on(monkeypatch):
+    monkeypatch.setattr(attention, "_CHOSEN", {})
+    monkeypatch.setattr(attention, "installed_backends", lambda: ALL)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: HOPPER)
+    assert attention.backend_of(1) == "flash3"
+    attention.choose_for(torch.device("cuda", 1), "sage")
+    assert attention.backend_of(1) == "sage" and attention.backend_of(0) == "flash3"
+
+
 def test_heads():
     assert takes_head("sage", 128) and not takes_head("sage", 48)
     assert takes_head("flash3", 24) and not takes_head("flash3", 12)
@@ -78,7 +86,7 @@ def test_heads():
 @pytest.mark.parametrize("compiled", [False, True])
 def test_dispatched_is_softmax_attention(compiled, monkeypatch):
     """With the choice in it, as a compiled block has it on a card: no graph break."""
-    monkeypatch.setattr(attention, "_backend_of", lambda index: "native")
+    monkeypatch.setitem(attention._CHOSEN, 0, "native")
 
     def attend(q, k, v):
         return dispatched(attention.backend_of(0), q, k, v)

@@ -31,6 +31,7 @@ def test_import_contracts_hold() -> None:
         "engine.spec",
         "engine.presets",
         "engine.errors",
+        "engine.runtime",
         "troupe.main",
     ],
 )

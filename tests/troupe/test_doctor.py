@@ -46,25 +46,25 @@ def test_bundled_redis_is_well(monkeypatch: pytest.MonkeyPatch) -> None:
     assert doctor.redis_server().level == "ok"
 
 
-def test_attention_kernel_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_auto_is_here(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from engine import attention
+    monkeypatch.delenv("TROUPE_RUNTIME", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    found = doctor.runtime()
+    assert found.level == "ok" and found.detail.startswith("device=cpu,dtype=fp32,weights=full,")
+    assert found.detail.endswith("attention=native (torch's own, as always on a CPU)")
 
-    monkeypatch.delenv(attention.VARIABLE, raising=False)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    found = doctor.attention_kernel()
-    assert found.level == "ok" and found.detail == "native: torch's own, as always on a CPU"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    found = doctor.runtime()
+    assert found.detail.startswith("device=cuda:0,dtype=bf16")
+    assert found.detail.endswith("(torch's own; flash3: it is not installed)")
 
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    found = doctor.attention_kernel()
-    assert found.detail == "native: torch's own; flash3: it is not installed"
-
-    monkeypatch.setenv(attention.VARIABLE, "flash9")
-    found = doctor.attention_kernel()
-    assert found.level == "wrong" and "there are native, flash3" in found.detail
-    assert found.remedy == "unset TROUPE_ATTENTION"
+    monkeypatch.setenv("TROUPE_RUNTIME", "compile=inductor,attention=flash9")
+    found = doctor.runtime()
+    assert found.level == "wrong" and "there are auto, native, flash3" in found.detail
+    assert found.remedy == "unset TROUPE_RUNTIME"
 
 
 def test_absent_extra_is_no_fault() -> None:

@@ -131,6 +131,22 @@ def test_error_names_the_option(random_model: Path, options: list[str], told_of:
     assert told_of in told.output
 
 
+@pytest.mark.parametrize(
+    ("runtime", "told_of"),
+    [
+        ("compile=fast", "--runtime unknown compile 'fast'; there are eager, inductor"),
+        ("device=cuda:99", "--runtime device=cuda:99 is not there; torch sees cpu"),
+        ("bf16", "--runtime 'bf16' must be KEY=VALUE"),
+    ],
+)
+def test_a_runtime_that_cannot_be_had_is_told(
+    random_model: Path, runtime: str, told_of: str
+) -> None:
+    options = ["--prompt=x", f"--model={random_model}", f"--runtime={runtime}"]
+    told = CliRunner().invoke(app, ["generate", *options])
+    assert told.exit_code == 1 and told_of in " ".join(told.output.split())
+
+
 def test_flipped_byte_in_the_model_is_told(random_model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()

@@ -18,6 +18,7 @@ import numpy as np
 
 from engine.errors import CheckpointError, SpecError
 from engine.presets import MINIATURE, Preset
+from engine.runtime import STANDARD, Runtime
 from engine.spec import Reference, Spec
 from engine.video import Video
 
@@ -82,7 +83,9 @@ class ScriptedEngine:
         return fresh
 
 
-def load_scripted(folder: Path, encodings: Path | None = None) -> ScriptedEngine:
+def load_scripted(
+    folder: Path, encodings: Path | None = None, runtime: Runtime = STANDARD
+) -> ScriptedEngine:
     """Refuses a folder that holds a file `broken`, with its text."""
     broken = folder / "broken"
     if broken.exists():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.runtime import Runtime
 from service.roster import Roster
 from tests.service.rig import wait_for
 from tests.workers.scripted import load_scripted
@@ -58,13 +59,39 @@ def test_a_refused_checkpoint_is_announced_with_its_reason_and_tried_again(
 def test_a_bug_in_loading_is_announced_too(
     station: Station, roster: Roster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def bug(folder: Path, encodings: Path | None) -> None:
+    def bug(folder: Path, encodings: Path | None, runtime: Runtime) -> None:
         raise KeyError("dim")
 
     monkeypatch.setattr(boot, "load_engine", bug)
     station.load()
     (seen,) = roster.present()
     assert (seen.state, seen.message) == ("unhealthy", "KeyError: 'dim'")
+
+
+def test_the_engine_is_loaded_as_the_settings_say(
+    settings: Settings, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Runtime] = []
+
+    def load(folder: Path, encodings: Path | None, runtime: Runtime) -> object:
+        asked.append(runtime)
+        return load_scripted(folder)
+
+    monkeypatch.setattr(boot, "load_engine", load)
+    found = Station(settings.model_copy(update={"runtime": "dtype=bf16,compile=inductor"}))
+    found.load()
+    assert asked == [Runtime(dtype="bf16", compile="inductor")]
+    assert found.state.state == "idle"
+
+
+def test_a_runtime_that_cannot_be_had_is_announced(
+    settings: Settings, random_model: Path
+) -> None:
+    wanted = {"model_dir": random_model, "runtime": "device=cuda:99"}
+    found = Station(settings.model_copy(update=wanted))
+    found.load()
+    assert found.state.state == "unhealthy"
+    assert found.state.message.startswith("device=cuda:99 is not there; torch sees cpu")
 
 
 def test_a_flipped_byte_is_found_by_the_real_loader(settings: Settings, tmp_path: Path) -> None:

@@ -1,0 +1,91 @@
+"""How a model is placed and run, as one small value. Importable without torch.
+
+    device=cuda:1,dtype=bf16,weights=int8,offload=encoders,compile=inductor,attention=flash3
+
+What is left out stays as in `STANDARD`. The words are checked here, all at once; whether this
+machine can do what they ask is found out when a model is loaded (`engine.placement`).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields
+
+from engine.errors import BackendError
+
+DTYPES = ("auto", "fp32", "bf16")
+WEIGHTS = ("full",)
+OFFLOADS = ("none",)
+MODES = ("eager", "inductor", "aoti", "tensorrt")
+ATTENTIONS = ("auto", "native", "flash3", "flash2", "xformers", "sage")
+DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and how a model computes. `parse` reads what `str` writes.
+
+    device: "cpu", "cuda" or "cuda:1"; "auto" is the first card, or the CPU where there is none.
+    dtype: of the weights and of what is computed with them, see `engine.placement`; "auto" is bf16
+    on a card, fp32 on a CPU.
+    weights: "full", as `dtype` says.
+    offload: "none", all models lie on the device.
+    compile: how a step is computed, see `engine.compile`.
+    attention: the kernel, see `engine.attention`; "auto" is the fastest exact one.
+
+    Raises:
+        BackendError: a value is none of those that there are.
+    """
+
+    device: str = "auto"
+    dtype: str = "auto"
+    weights: str = "full"
+    offload: str = "none"
+    compile: str = "eager"
+    attention: str = "auto"
+
+    def __post_init__(self) -> None:
+        if not DEVICE.fullmatch(self.device):
+            raise _unknown("device", self.device, ("auto", "cpu", "cuda", "cuda:1, …"))
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise _unknown(name, getattr(self, name), known)
+
+    @classmethod
+    def parse(cls, text: str) -> Runtime:
+        """Reads `key=value,key=value`; nothing is `STANDARD`.
+
+        Raises:
+            BackendError: a key is unknown or there twice, a pair is none, a value is unknown.
+        """
+        known = tuple(f.name for f in fields(cls))
+        given: dict[str, str] = {}
+        for pair in filter(None, (part.strip() for part in text.split(","))):
+            key, sign, value = (part.strip() for part in pair.partition("="))
+            if not sign:
+                raise BackendError(f"{pair!r:.60} must be KEY=VALUE, as in dtype=bf16")
+            if key not in known:
+                raise _unknown("key", key, known)
+            if key in given:
+                raise BackendError(f"{key} is there twice")
+            given[key] = value
+        return cls(**given)
+
+    def __str__(self) -> str:
+        """What differs from `STANDARD`, as `parse` reads it."""
+        values = ((f.name, getattr(self, f.name), f.default) for f in fields(self))
+        return ",".join(f"{name}={value}" for name, value, usual in values if value != usual)
+
+
+CHOICES = {
+    "dtype": DTYPES,
+    "weights": WEIGHTS,
+    "offload": OFFLOADS,
+    "compile": MODES,
+    "attention": ATTENTIONS,
+}
+STANDARD = Runtime()
+
+
+def _unknown(what: str, value: str, known: tuple[str, ...]) -> BackendError:
+    return BackendError(f"unknown {what} {value!r:.60}; there are {', '.join(known)}")
