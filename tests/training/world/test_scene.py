@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from training.world.clip import sample_script
 from training.world.identity import is_held_out
 from training.world.render import render_clip
 from training.world.scene import MOTIONS, POSE, SWAP, Role, Scene, sample_scene
@@ -99,3 +100,9 @@ def test_visibility_of_one_alone_and_of_a_hidden_one():
     )
     shares = crossing.visibility(T, H, W)
     assert shares.min() < 0.6 and shares.max() <= 1.0
+
+
+def test_a_character_without_a_near_twin_in_its_split_does_not_hold_up_the_casting():
+    """The first character that seed 500035 draws has none among the held-out."""
+    cast = sample_script(500_035, split="heldout", num_subjects=2, style="names", twins=True)[0].cast
+    assert all(is_held_out(role.identity) for role in cast) and len(cast) == 2
