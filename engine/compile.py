@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from engine import dit as dit_module
 from engine import layers, stream, vace
-from engine.dit import Condition, WanDiT
+from engine.dit import Block, Condition, WanDiT
 from engine.errors import BackendError
 from engine.packages import Packages, Parts, default_folder
 from engine.runtime import MODES
@@ -69,22 +69,30 @@ def velocity_of(dit: WanDiT, mode: str = "eager", folder: Path | None = None) ->
 def _regional(dit: WanDiT) -> Velocity:
     """`denoise` of a twin of `dit` whose blocks are compiled one by one.
 
-    `nn.Module.compile` changes a module for all who call it, training too. So twins are compiled:
-    shallow copies that share every parameter and submodule with the original, moves and loads
-    included, and differ in how they are called. All blocks share a graph, one more for those with
-    subjects. A second shape compiles once more, for sizes that vary; what exceeds torch's
-    `recompile_limit` runs eagerly.
+    All blocks share a graph, one more for those with subjects. A second shape compiles once more,
+    for sizes that vary; what exceeds torch's `recompile_limit` runs eagerly.
     """
-    twin = copy.copy(dit)
+    twin, blocks = twin_of(dit)
+    for block in blocks:
+        block.compile()
+    return twin.denoise
+
+
+def twin_of(dit: WanDiT) -> tuple[WanDiT, list[Block]]:
+    """A DiT that shares every weight with this one, loads and moves included, and its blocks.
+
+    `nn.Module.compile` and the like change a module for all who call it, training too. So twins are
+    changed: shallow copies of the whole and of its blocks that differ in how they are called.
+    """
+    twin, found = copy.copy(dit), []
     # A dictionary of its own, or the assignment below would reach the original.
     twin.__dict__["_modules"] = dict(dit._modules)
     for name in ("blocks", "vace_blocks"):
         if (blocks := dit._modules.get(name)) is not None:
-            copies = nn.ModuleList(copy.copy(block) for block in blocks.children())
-            twin._modules[name] = copies
-            for block in copies:
-                block.compile()
-    return twin.denoise
+            copies = [copy.copy(cast(Block, block)) for block in blocks.children()]
+            twin._modules[name] = nn.ModuleList(copies)
+            found += copies
+    return twin, found
 
 
 class Slot(NamedTuple):

@@ -33,10 +33,10 @@ from engine.layers import (
     LayerNorm,
     Rope,
     attention,
-    rotate,
     without_autocast,
 )
 from engine.presets import DiTConfig
+from engine.split import Split
 from engine.stream import (
     PLACE_DIM,
     SubjectBlock,
@@ -88,6 +88,8 @@ class Condition(NamedTuple):
 class Block(nn.Module):
     """One Wan block: self-attention, cross-attention to text (and subjects), MLP."""
 
+    split: Split | None = None  # set on twins by `engine.parallel`
+
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         dim = config.dim
@@ -119,8 +121,7 @@ class Block(nn.Module):
         ).chunk(6, dim=1)
 
         y = self._match(self.norm1(x_BLM) * (1 + scale1) + shift1)
-        q, k = rotate(self.self_attn.query(y), rope), rotate(self.self_attn.key(y), rope)
-        y = self.self_attn.o(attention(q, KV(k, self.self_attn.value(y), mask_BL)))
+        y = self.self_attn.o(self.self_attn.over_itself(y, rope, mask_BL, self.split))
         x_BLM = x_BLM + y.float() * gate1
 
         q = self.cross_attn.query(self._match(self.norm3(x_BLM)))
@@ -159,6 +160,8 @@ class Head(nn.Module):
 
 class WanDiT(nn.Module):
     """Wan 2.1 T2V with the identity stream. `config.subject_layers` = 0 is the plain model."""
+
+    split: Split | None = None  # how the sequence is shared out over processes, if it is
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -298,6 +301,8 @@ class WanDiT(nn.Module):
         mask_BL, subjects = None, cast(SubjectKV | None, condition.subjects)
         if subjects is not None and subjects.tokens_BRM is not None:
             x_BLM, rope, mask_BL = self._append(x_BLM, rope, subjects, first=grid[0])
+        if self.split is not None:
+            x_BLM = self.split.part(x_BLM)
         hints = self.hints(x_BLM, e_B6M, rope, condition.context)
         for index, block in enumerate(self.blocks):
             subject, present_B = None, None
@@ -307,6 +312,9 @@ class WanDiT(nn.Module):
             x_BLM = block(x_BLM, e_B6M, rope, mask_BL, text, subject, present_B)
             if index in hints:
                 x_BLM = x_BLM + hints[index]
+        if self.split is not None:
+            y_BLM = self.split.whole(self.head(x_BLM, e_BM), len(rope[0]))
+            return self._unpatch(y_BLM[:, :num_video], grid)
         return self._unpatch(self.head(x_BLM[:, :num_video], e_BM), grid)
 
     def hints(

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.attention import dispatched, other_kernel
+from engine.split import Split
 
 EPS = 1e-6
 ROPE_POSITIONS = 1024
@@ -151,6 +152,23 @@ class Attention(nn.Module):
         self.o = nn.Linear(inner, dim)
         self.norm_q = RMSNorm(inner)
         self.norm_k = RMSNorm(inner)
+
+    def over_itself(
+        self,
+        x_BLM: Tensor,
+        rope: tuple[Tensor, Tensor],
+        mask_BL: Tensor | None = None,
+        split: Split | None = None,
+    ) -> Tensor:
+        """Attention of a sequence to itself, behind which `o` comes: [B, L, N * D].
+
+        With a split x is this process's part; rope and mask are those of the whole.
+        """
+        q, k, v = self.query(x_BLM), self.key(x_BLM), self.value(x_BLM)
+        if split is not None:
+            q, k, v = split.to_heads(q, k, v, len(rope[0]))
+        y = attention(rotate(q, rope), KV(rotate(k, rope), v, mask_BL))
+        return y if split is None else split.to_tokens(y, self.num_heads)
 
     def query(self, x_BLM: Tensor) -> Tensor:
         return self._heads(self.norm_q(self.q(x_BLM)))

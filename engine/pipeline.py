@@ -11,6 +11,7 @@ memory are arguments and locals. Only the cache outlives a call, under the conte
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,10 +26,11 @@ from engine.dit import WanDiT
 from engine.edit import Edit
 from engine.encodings import Encoders, Encodings, EncodingsBatch, encode, key, stack
 from engine.errors import SpecError
+from engine.parallel import Team
 from engine.placement import cast, placed
 from engine.presets import Preset
 from engine.runtime import STANDARD, Runtime
-from engine.sample import Conditions, Source, Step, sample
+from engine.sample import Conditions, Source, Step, one_by_one, sample
 from engine.spec import Guidance, Reference, Span, Spec, text_of
 from engine.text import TextEncoder
 from engine.vace import build_dit, context_latents
@@ -68,10 +70,13 @@ class Engine:
         cache: EncodingCache | None = None,
         compile: str = "eager",
         device: torch.device | None = None,
+        team: Team | None = None,
     ) -> None:
         self.dit = dit.eval()
         self.device = device or dit.head.head.weight.device
-        self.velocity = velocity_of(self.dit, compile)
+        self.team = team
+        run = self.dit if team is None else team.twin(self.dit, compile)
+        self.velocity = velocity_of(run, compile)
         self.encoders = encoders
         self.preset = preset
         self.digest = digest
@@ -79,16 +84,22 @@ class Engine:
 
     @classmethod
     def load(
-        cls, folder: Path, cache: EncodingCache | None = None, runtime: Runtime = STANDARD
+        cls,
+        folder: Path,
+        cache: EncodingCache | None = None,
+        runtime: Runtime = STANDARD,
+        team: Team | None = None,
     ) -> Engine:
         """Loads a model folder, every file of it verified first.
 
         Args:
             runtime: where the models lie and how they compute.
+            team: the processes that share each request with this one, see `engine.parallel`.
 
         Raises:
             CheckpointError: a file is missing, altered, unlisted or of another shape.
-            BackendError: this machine cannot do what the runtime asks; the message names it.
+            BackendError: this machine cannot do what the runtime asks, or the team cannot share out
+                this model; the message names it.
         """
         folder, place = Path(folder), placed(runtime)
         manifest = checkpoint.verify(folder)
@@ -112,7 +123,7 @@ class Engine:
         vae.to(place.device)
         encoders = Encoders(text, vae, vlm)
         return cls(
-            dit, encoders, preset, manifest.digest(), cache, runtime.compile, place.device
+            dit, encoders, preset, manifest.digest(), cache, runtime.compile, place.device, team
         )
 
     def generate(
@@ -219,9 +230,14 @@ class Engine:
         if source is not None and leading:
             source = source.behind(batch.refs_BSCHW.transpose(1, 2))
         known = None if source is None else source.to(device)
-        latents = sample(
-            self.velocity, start, conditions, plan, guidance, on_step, resume, known
-        )
+        each, watched = one_by_one, nullcontext()
+        if self.team is not None:
+            conditions = self.team.own(conditions)
+            each, watched = self.team.each, self.team.exchanging()
+        with watched:
+            latents = sample(
+                self.velocity, start, conditions, plan, guidance, on_step, resume, known, each
+            )
         return latents[:, :, leading:]
 
     @torch.no_grad()

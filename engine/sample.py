@@ -3,7 +3,7 @@
 Legend: B batch, C channels, F H W latent frames, height, width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,6 +14,8 @@ from engine.dit import Condition
 from engine.spec import Guidance
 
 Velocity = Callable[[Tensor, Tensor, Condition], Tensor]
+# The velocities at x and t under each of these conditions.
+Each = Callable[[Velocity, Tensor, Tensor, Sequence[Condition]], Sequence[Tensor]]
 
 
 class Conditions(NamedTuple):
@@ -72,6 +74,13 @@ class Step(NamedTuple):
     history: flow.History
 
 
+def one_by_one(
+    velocity: Velocity, x: Tensor, t_B: Tensor, conditions: Sequence[Condition]
+) -> Sequence[Tensor]:
+    """Every forward of guidance in this process, in order."""
+    return [velocity(x, t_B, condition) for condition in conditions]
+
+
 def sample(
     velocity: Velocity,
     noise_BCFHW: Tensor,
@@ -81,11 +90,13 @@ def sample(
     on_step: Callable[[Step], None] | None = None,
     resume: Step | None = None,
     source: Source | None = None,
+    each: Each = one_by_one,
 ) -> Tensor:
     """Latents [B, C, F, H, W] from noise or a noisy `source`, or on from `resume`, to the same
     bits.
 
-    `on_step` is called after every step and may raise to stop.
+    `on_step` is called after every step and may raise to stop. `each` computes the forwards of a
+    step.
     """
     x, history, first = noise_BCFHW, flow.History(), 0
     if source is not None:
@@ -94,7 +105,7 @@ def sample(
     if resume is not None:
         x, history, first = resume.x, resume.history, resume.done
     for index in range(first, plan.num_steps):
-        v = guide(velocity, x, float(plan.door[index]), conditions, guidance)
+        v = guide(velocity, x, float(plan.door[index]), conditions, guidance, each)
         if source is not None:
             v = source.steer(v, x, plan.times[index])
         x0 = flow.predict_x0(x, v, plan.times[index])
@@ -105,15 +116,24 @@ def sample(
 
 
 def guide(
-    velocity: Velocity, x: Tensor, t: float, conditions: Conditions, guidance: Guidance
+    velocity: Velocity,
+    x: Tensor,
+    t: float,
+    conditions: Conditions,
+    guidance: Guidance,
+    each: Each = one_by_one,
 ) -> Tensor:
     """The velocity under guidance; conditions whose weight is zero are not evaluated."""
     t_B = torch.full((len(x),), t, dtype=torch.float64, device=x.device)
-    full = velocity(x, t_B, conditions.full)
-    if guidance.is_off or conditions.empty is None or not guidance.covers(t):
+    weighed = [conditions.full]
+    if not guidance.is_off and conditions.empty is not None and guidance.covers(t):
+        weighed.append(conditions.empty)
+        if guidance.mode == "dual" and conditions.image is not None:
+            weighed.append(conditions.image)
+    full, *others = each(velocity, x, t_B, weighed)
+    if not others:
         return full
-    empty = velocity(x, t_B, conditions.empty)
+    empty, image = others[0], others[-1]
     if guidance.mode == "single":
         return empty + guidance.scale * (full - empty)
-    image = empty if conditions.image is None else velocity(x, t_B, conditions.image)
     return empty + guidance.image_scale * (image - empty) + guidance.text_scale * (full - image)

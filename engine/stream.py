@@ -13,7 +13,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from engine.layers import GELU, KV, Attention, LayerNorm, RMSNorm, attention, rotate
+from engine.layers import GELU, KV, Attention, LayerNorm, RMSNorm, attention
 from engine.presets import DiTConfig
 
 PLACE_DIM = 64
@@ -121,8 +121,7 @@ class SubjectBlock(nn.Module):
     def _within(self, f_BSPM: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
         num_subjects = f_BSPM.shape[1]
         f = f_BSPM.flatten(0, 1)
-        q, k = rotate(self.intra.query(f), rope), rotate(self.intra.key(f), rope)
-        y: Tensor = self.intra.o(attention(q, KV(k, self.intra.value(f))))
+        y: Tensor = self.intra.o(self.intra.over_itself(f, rope))
         return y.float().view(-1, num_subjects, *y.shape[1:])
 
     def _between(self, f_BSPM: Tensor, subject_mask_BS: Tensor | None) -> Tensor:

@@ -72,6 +72,8 @@ class VaceDiT(WanDiT):
         if context is None:
             return {}
         c_BLM, found = context.tokens_BLM, {}
+        if self.split is not None:
+            c_BLM = self.split.part(c_BLM)
         blocks = cast(list[VaceBlock], self.vace_blocks)
         for index, block, text in zip(self.config.vace_layers, blocks, context.text, strict=True):
             if index == 0:

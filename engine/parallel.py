@@ -1,0 +1,229 @@
+"""One request over several processes, a GPU each, started by `torchrun`.
+
+    cfg        the forwards of guidance are shared out: prompt | negative prompt | pictures alone.
+               Each process computes its own with the kernels of a lone one and hears the others':
+               the same bits.
+    sequence   the video's tokens are shared out in every block (`engine.split`). Products of fewer
+               rows round differently: the same video up to rounding.
+
+Both at once are a grid, cfg by sequence. Every process encodes, steps and decodes for itself what
+is not shared out, and so has the whole result; the first writes it.
+
+A process that ends takes the others with it: their next exchange fails at once (gloo) or is ended
+by torchrun, and one that hangs fails theirs after `TIMEOUT`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import NamedTuple
+
+import torch
+import torch.distributed as td
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.rendezvous import rendezvous
+
+from engine.compile import MODES, twin_of
+from engine.dit import Condition, WanDiT
+from engine.errors import BackendError
+from engine.sample import Conditions, Velocity, one_by_one
+from engine.split import Split
+
+TIMEOUT = timedelta(minutes=10)  # the slowest process may be that far behind: it compiles, say
+ELSEWHERE = Condition(text=())  # stands for a condition that another process evaluates
+MOST_FORWARDS = 3
+
+
+class Parallel(NamedTuple):
+    """How many processes share the forwards of guidance, and how many each sequence."""
+
+    cfg: int = 1
+    sequence: int = 1
+
+    @classmethod
+    def parse(cls, text: str, num_processes: int) -> Parallel:
+        """ "cfg=2,sequence=4"; one of them may stand without a number and takes what is left.
+
+        Raises:
+            BackendError: the text says something else, or not that many processes run.
+        """
+        given: dict[str, int] = {}
+        for part in text.split(","):
+            name, sign, number = part.strip().partition("=")
+            if name not in cls._fields or name in given or (sign and not number.isdecimal()):
+                raise BackendError(
+                    f"parallel {text!r} must be like cfg=2, sequence=4, or cfg=2,sequence=4"
+                )
+            given[name] = int(number) if sign else 0
+        counted = given.get("cfg") or given.get("sequence") or 1
+        found = cls(**{name: each or num_processes // counted for name, each in given.items()})
+        if not 1 <= found.cfg <= MOST_FORWARDS or found.sequence < 1:
+            raise BackendError(
+                f"parallel {text!r}: cfg must be from 1 to {MOST_FORWARDS}, the forwards of a step,"
+                f" and sequence at least 1; for {num_processes} processes it is {found}"
+            )
+        if found.cfg * found.sequence != num_processes:
+            raise BackendError(
+                f"parallel {text!r} is for {found.cfg * found.sequence} processes, and"
+                f" {num_processes} run: torchrun --nproc-per-node says how many"
+            )
+        return found
+
+
+@dataclass(frozen=True)
+class Team:
+    """The processes of a run, seen from one. Without a group or a split nothing is shared so."""
+
+    rank: int
+    parallel: Parallel
+    store: td.Store
+    cfg: td.ProcessGroup | None = None
+    split: Split | None = None
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def twin(self, dit: WanDiT, mode: str) -> WanDiT:
+        """The DiT as this process runs it; it shares every weight with `dit`.
+
+        Raises:
+            BackendError: a sequence over more processes than there are heads, or in packages.
+        """
+        if self.split is None:
+            return dit
+        if self.split.size > dit.config.num_heads:
+            raise BackendError(
+                f"parallel sequence={self.split.size} must be at most {dit.config.num_heads},"
+                " the heads of this model"
+            )
+        if mode not in MODES[:2]:
+            raise BackendError(
+                f"parallel sequence={self.split.size} and compile mode {mode!r} do not go together:"
+                " a package knows no other process; use 'eager' or 'inductor'"
+            )
+        twin, blocks = twin_of(dit)
+        for part in (twin, *blocks):
+            part.split = self.split
+        return twin
+
+    def own(self, conditions: Conditions) -> Conditions:
+        """The same without what only other processes evaluate, so that its memory is free.
+
+        Raises:
+            BackendError: there are fewer forwards than processes that share them.
+        """
+        count = sum(condition is not None for condition in conditions)
+        if self.parallel.cfg > count:
+            raise BackendError(
+                f"parallel cfg={self.parallel.cfg} must be at most {count},"
+                " the forwards of a step of this request"
+            )
+        if self.cfg is None:
+            return conditions
+        mine = self.cfg.rank()
+        return Conditions(
+            *(
+                each if each is None or self._owner(number) == mine else ELSEWHERE
+                for number, each in enumerate(conditions)
+            )
+        )
+
+    def each(
+        self, velocity: Velocity, x: Tensor, t_B: Tensor, conditions: Sequence[Condition]
+    ) -> Sequence[Tensor]:
+        """The velocities of all conditions, of which this process computes its own."""
+        if self.cfg is None:
+            return one_by_one(velocity, x, t_B, conditions)
+        mine = self.cfg.rank()
+        found = [
+            velocity(x, t_B, condition).contiguous()
+            if self._owner(number) == mine
+            else torch.empty_like(x, memory_format=torch.contiguous_format)
+            for number, condition in enumerate(conditions)
+        ]
+        for number, v in enumerate(found):
+            td.broadcast(v, group=self.cfg, group_src=self._owner(number))
+        return found
+
+    def _owner(self, number: int) -> int:
+        # What is left over goes to the last: without subjects a forward is the cheapest.
+        return min(number, self.parallel.cfg - 1)
+
+    @contextmanager
+    def exchanging(self) -> Iterator[None]:
+        """Around work with exchanges: BackendError where another process fails to take part."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not (isinstance(error, td.DistError) or "gloo" in str(error)):
+                raise
+            reason = str(error).splitlines()[0]
+            raise BackendError(
+                f"parallel: another process has ended or hangs; process {self.rank} cannot go on"
+                f" ({reason})"
+            ) from error
+
+    def speaks(self) -> bool:
+        """Whether this process is the first to ask, and so the one that tells what went wrong."""
+        try:
+            return self.store.compare_set("spoken", "", str(self.rank)) == str(self.rank).encode()
+        except RuntimeError:  # the store is gone, and with it whoever else could speak
+            return True
+
+    def leave(self) -> None:
+        """Ends the connections. Returns when every process is here."""
+        td.barrier()
+        td.destroy_process_group()
+
+
+def join(text: str, device: str = "cpu", timeout: timedelta = TIMEOUT) -> Team:
+    """Meets the other processes that `torchrun` has started.
+
+    Args:
+        text: see `Parallel.parse`. device: "cpu", or "cuda": then each process takes the card of
+            its number on this machine.
+
+    Raises:
+        BackendError: torchrun has not started this process, or not as many as `text` is for.
+    """
+    if "WORLD_SIZE" not in os.environ:
+        raise BackendError(
+            f"parallel {text!r} needs several processes; start them with"
+            " torchrun --nproc-per-node 2 -m troupe generate …"
+        )
+    parallel = Parallel.parse(text, int(os.environ["WORLD_SIZE"]))
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    store, rank, size = next(iter(rendezvous("env://", timeout=timeout)))
+    store.set_timeout(timeout)
+    return meet(parallel, td.PrefixStore("troupe", store), rank, device, timeout)
+
+
+def meet(
+    parallel: Parallel, store: td.Store, rank: int, device: str, timeout: timedelta = TIMEOUT
+) -> Team:
+    """The groups of a run. Every process calls it, with a store that all of them reach."""
+    size = parallel.cfg * parallel.sequence
+    td.init_process_group(
+        "nccl" if device == "cuda" else "gloo",
+        store=store,
+        rank=rank,
+        world_size=size,
+        timeout=timeout,
+    )
+    mesh = init_device_mesh(device, parallel, mesh_dim_names=Parallel._fields)
+    cfg, sequence = mesh.get_group("cfg"), mesh.get_group("sequence")
+    split = Split(sequence.group_name, sequence.rank(), parallel.sequence)
+    return Team(
+        rank,
+        parallel,
+        store,
+        cfg if parallel.cfg > 1 else None,
+        split if parallel.sequence > 1 else None,
+    )
