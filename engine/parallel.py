@@ -177,8 +177,7 @@ class Team:
             return True
 
     def leave(self) -> None:
-        """Ends the connections. Returns when every process is here."""
-        td.barrier()
+        """Ends the connections."""
         td.destroy_process_group()
 
 
