@@ -31,6 +31,8 @@ from torch.distributed.rendezvous import rendezvous
 from engine.compile import MODES, twin_of
 from engine.dit import Condition, WanDiT
 from engine.errors import BackendError
+from engine.placement import placed
+from engine.runtime import Runtime
 from engine.sample import Conditions, Velocity, one_by_one
 from engine.split import Split
 
@@ -82,6 +84,7 @@ class Team:
     rank: int
     parallel: Parallel
     store: td.Store
+    device: str = "cpu"
     cfg: td.ProcessGroup | None = None
     split: Split | None = None
 
@@ -108,8 +111,9 @@ class Team:
                 " a package knows no other process; use 'eager' or 'inductor'"
             )
         twin, blocks = twin_of(dit)
-        for part in (twin, *blocks):
-            part.split = self.split
+        twin.split = self.split
+        for block in blocks:
+            block.split = self.split
         return twin
 
     def own(self, conditions: Conditions) -> Conditions:
@@ -126,13 +130,13 @@ class Team:
             )
         if self.cfg is None:
             return conditions
-        mine = self.cfg.rank()
-        return Conditions(
-            *(
-                each if each is None or self._owner(number) == mine else ELSEWHERE
-                for number, each in enumerate(conditions)
-            )
+        mine = [self._owner(number) == self.cfg.rank() for number in range(MOST_FORWARDS)]
+        full, empty, image = (
+            each if each is None or here else ELSEWHERE
+            for each, here in zip(conditions, mine, strict=True)
         )
+        assert full is not None
+        return Conditions(full, empty, image)
 
     def each(
         self, velocity: Velocity, x: Tensor, t_B: Tensor, conditions: Sequence[Condition]
@@ -181,15 +185,17 @@ class Team:
         td.destroy_process_group()
 
 
-def join(text: str, device: str = "cpu", timeout: timedelta = TIMEOUT) -> Team:
+def join(text: str, device: str = "auto", timeout: timedelta = TIMEOUT) -> Team:
     """Meets the other processes that `torchrun` has started.
 
     Args:
-        text: see `Parallel.parse`. device: "cpu", or "cuda": then each process takes the card of
-            its number on this machine.
+        text: see `Parallel.parse`.
+        device: "cpu", or "cuda": then each process takes the card of its number on this machine;
+            "auto" is the latter where there are cards.
 
     Raises:
-        BackendError: torchrun has not started this process, or not as many as `text` is for.
+        BackendError: torchrun has not started this process, or not as many as `text` is for, or
+            there is no card for it.
     """
     if "WORLD_SIZE" not in os.environ:
         raise BackendError(
@@ -197,32 +203,45 @@ def join(text: str, device: str = "cpu", timeout: timedelta = TIMEOUT) -> Team:
             " torchrun --nproc-per-node 2 -m troupe generate …"
         )
     parallel = Parallel.parse(text, int(os.environ["WORLD_SIZE"]))
-    if device == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    store, rank, size = next(iter(rendezvous("env://", timeout=timeout)))
+    if device.startswith("cuda:"):
+        raise BackendError(
+            f"parallel {text!r} takes a card for each process: device must be cuda, not {device}"
+        )
+    if device != "cpu" and torch.cuda.device_count():
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    found = placed(Runtime(device)).device
+    store, rank, _ = next(iter(rendezvous("env://", timeout=timeout)))
     store.set_timeout(timeout)
-    return meet(parallel, td.PrefixStore("troupe", store), rank, device, timeout)
+    return meet(parallel, td.PrefixStore("troupe", store), rank, found, timeout)
 
 
 def meet(
-    parallel: Parallel, store: td.Store, rank: int, device: str, timeout: timedelta = TIMEOUT
+    parallel: Parallel,
+    store: td.Store,
+    rank: int,
+    device: torch.device,
+    timeout: timedelta = TIMEOUT,
 ) -> Team:
     """The groups of a run. Every process calls it, with a store that all of them reach."""
-    size = parallel.cfg * parallel.sequence
+    on_card = device.type == "cuda"
+    if on_card:
+        torch.cuda.set_device(device)
     td.init_process_group(
-        "nccl" if device == "cuda" else "gloo",
+        "nccl" if on_card else "gloo",
         store=store,
         rank=rank,
-        world_size=size,
+        world_size=parallel.cfg * parallel.sequence,
         timeout=timeout,
+        device_id=device if on_card else None,
     )
-    mesh = init_device_mesh(device, parallel, mesh_dim_names=Parallel._fields)
+    mesh = init_device_mesh(device.type, parallel, mesh_dim_names=Parallel._fields)
     cfg, sequence = mesh.get_group("cfg"), mesh.get_group("sequence")
     split = Split(sequence.group_name, sequence.rank(), parallel.sequence)
     return Team(
         rank,
         parallel,
         store,
+        str(device),
         cfg if parallel.cfg > 1 else None,
         split if parallel.sequence > 1 else None,
     )

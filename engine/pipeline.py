@@ -11,7 +11,7 @@ memory are arguments and locals. Only the cache outlives a call, under the conte
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from engine.parallel import Team
 from engine.placement import cast, placed
 from engine.presets import Preset
 from engine.runtime import STANDARD, Runtime
-from engine.sample import Conditions, Source, Step, one_by_one, sample
+from engine.sample import Conditions, Each, Source, Step, one_by_one, sample
 from engine.spec import Guidance, Reference, Span, Spec, text_of
 from engine.text import TextEncoder
 from engine.vace import build_dit, context_latents
@@ -230,7 +230,8 @@ class Engine:
         if source is not None and leading:
             source = source.behind(batch.refs_BSCHW.transpose(1, 2))
         known = None if source is None else source.to(device)
-        each, watched = one_by_one, nullcontext()
+        each: Each = one_by_one
+        watched: AbstractContextManager[None] = nullcontext()
         if self.team is not None:
             conditions = self.team.own(conditions)
             each, watched = self.team.each, self.team.exchanging()

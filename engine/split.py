@@ -21,13 +21,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed import _functional_collectives as collectives
+from torch.distributed.distributed_c10d import GroupName
 
 
 @dataclass(frozen=True)
 class Split:
     """This process's place among those that share a sequence. group: torch's name of them."""
 
-    group: str
+    group: GroupName
     rank: int
     size: int
 

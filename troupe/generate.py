@@ -1,9 +1,11 @@
 """`troupe generate`: one video in this process, without the service."""
 
+import os
 import re
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,10 +17,11 @@ from engine.errors import BackendError, CheckpointError, SpecError, TroupeError,
 from engine.presets import Preset
 from engine.runtime import Runtime
 from engine.spec import Guidance, Reference, Spec, frames_of
-from troupe.terminal import fail, out, progress_bar
+from troupe.terminal import SPEAKS, fail, out, progress_bar
 
 if TYPE_CHECKING:
     from engine.edit import Edit
+    from engine.parallel import Team
     from engine.pipeline import Engine, Progress
     from engine.video import Video
 
@@ -67,9 +70,14 @@ def generate(
     runtime: Annotated[
         str, typer.Option(help="Where and how it computes, such as dtype=bf16,compile=inductor.")
     ] = "",
+    parallel: Annotated[
+        str | None,
+        typer.Option(help="Share it over torchrun's processes: cfg, sequence, cfg=2,sequence=4."),
+    ] = None,
     out_path: Annotated[Path, typer.Option("--out", help="File to write.")] = Path("out.mp4"),
 ) -> None:
     """Make a video of named subjects, and a contact sheet beside it."""
+    team = None if parallel is None else join_team(parallel, runtime)
     try:
         references = read_subjects(subject or [])
         old = None if video is None else read_video(video)
@@ -78,7 +86,7 @@ def generate(
                 raise SpecError(name, "needs --video, which it is about")
         if old is not None and fps is None:
             fps = old.fps
-        engine = load_engine(model, runtime)
+        engine = load_engine(model, runtime, team)
         if old is not None and frames is None and seconds is None:
             frames = video_length(old, engine.preset)
         given = {
@@ -99,6 +107,8 @@ def generate(
     except SpecError as error:
         fail(f"{option_of(error.field)} {error.message}", "troupe generate --help")
     render(engine, spec, references, out_path, edit)
+    if team is not None:
+        team.leave()
 
 
 def render(
@@ -110,9 +120,12 @@ def render(
 ) -> None:
     """Generate with a progress bar; write the video and, beside it, the contact sheet."""
     started = time.monotonic()
+    first = engine.team is None or engine.team.is_first
     try:
-        with progress_bar() as bar:
+        with progress_bar(shown=first) as bar:
             video = engine.generate(spec, references, on_progress=_follow(bar), edit=edit)
+        if not first:
+            return
         write(video, references, path, edit)
     except TroupeError as error:
         fail(str(error))
@@ -134,16 +147,37 @@ def write(
     video.contact_sheet(references, before=before).save(path.with_suffix(".png"))
 
 
-def load_engine(folder: Path, runtime: str = "") -> "Engine":
+def join_team(parallel: str, runtime: str) -> "Team":
+    """Meet the other processes; from then on one of them speaks if the command fails."""
+    from engine.parallel import join
+
+    SPEAKS.set(lambda: os.environ.get("RANK", "0") == "0")
+    try:
+        team = join(parallel, Runtime.parse(runtime).device)
+    except BackendError as error:
+        fail(_about(error))
+    SPEAKS.set(team.speaks)
+    return team
+
+
+def load_engine(folder: Path, runtime: str = "", team: "Team | None" = None) -> "Engine":
     """Verify and load a model folder; ends the command with a remedy when that fails."""
     from engine.pipeline import Engine
 
     try:
-        return Engine.load(folder, runtime=Runtime.parse(runtime))
+        asked = Runtime.parse(runtime)
+        if team is not None:
+            asked = replace(asked, device=team.device)
+        return Engine.load(folder, runtime=asked, team=team)
     except BackendError as error:
-        fail(f"--runtime {error}", "troupe doctor")
+        fail(_about(error), "troupe doctor")
     except (CheckpointError, FileNotFoundError) as error:
         fail(f"--model {folder}: {error}", "troupe doctor")
+
+
+def _about(error: BackendError) -> str:
+    """The error behind the option that it is about."""
+    return f"--{error}" if str(error).startswith("parallel ") else f"--runtime {error}"
 
 
 def read_subjects(given: list[str]) -> list[Reference]:

@@ -1,5 +1,7 @@
 """What a person sees: one console for answers, one for errors, and one way to fail."""
 
+from collections.abc import Callable
+from contextvars import ContextVar
 from typing import NoReturn
 
 import typer
@@ -8,18 +10,21 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 out = Console(highlight=False, emoji=False)
 err = Console(stderr=True, highlight=False, emoji=False)
+# Whether this process is the one that says what went wrong: several may work on one command.
+SPEAKS: ContextVar[Callable[[], bool]] = ContextVar("speaks", default=lambda: True)
 
 
 def fail(message: str, remedy: str | None = None) -> NoReturn:
     """Say what is wrong and, if known, the command that mends it; end with status 1."""
-    err.print("Error:", style="bold red", end=" ")
-    err.print(message, markup=False, soft_wrap=True)
-    if remedy:
-        err.print(f"  {remedy}", style="cyan", markup=False, soft_wrap=True)
+    if SPEAKS.get()():
+        err.print("Error:", style="bold red", end=" ")
+        err.print(message, markup=False, soft_wrap=True)
+        if remedy:
+            err.print(f"  {remedy}", style="cyan", markup=False, soft_wrap=True)
     raise typer.Exit(1)
 
 
-def progress_bar() -> Progress:
+def progress_bar(shown: bool = True) -> Progress:
     """Percent, stage and elapsed time; a quiet line per change where there is no terminal."""
     return Progress(
         SpinnerColumn(),
@@ -29,4 +34,5 @@ def progress_bar() -> Progress:
         TimeElapsedColumn(),
         console=err,
         transient=False,
+        disable=not shown,
     )

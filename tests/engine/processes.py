@@ -41,7 +41,7 @@ def _member(
 ) -> None:
     torch.set_num_threads(1)
     store = td.FileStore(str(folder / "store"), size)
-    team = meet(Parallel.parse(text, size), store, rank, "cpu", timeout)
+    team = meet(Parallel.parse(text, size), store, rank, torch.device("cpu"), timeout)
     with torch.no_grad():
         found = work(team)
     torch.save(found, folder / f"{rank}.pt")
