@@ -14,6 +14,7 @@ from troupe.terminal import err, fail, out
 
 if TYPE_CHECKING:
     from engine.plan import Plan, Stage
+    from engine.plan_shared import SharedPlan
 
 MODES = ("off", "single", "dual")
 # Fields of a Spec that go by another name here than in `troupe generate`.
@@ -33,6 +34,7 @@ def plan(
         tuple[float, float], typer.Option(help="Times (1 is noise) between which it guides.")
     ] = (0.0, 1.0),
     gpu: Annotated[str, typer.Option(help="h200, h100, a100, …; a wrong one lists them.")] = "h200",
+    cards: Annotated[int, typer.Option(help="How many of them share each video.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Count FLOPs, memory and seconds of one video, stage by stage."""
@@ -53,13 +55,20 @@ def plan(
         spec = Spec.of(PRESETS[preset], prompt, names, **asked)
         with err.status("counting on tensors without contents"):
             found = _count(PRESETS[preset], spec, gpu)
+            shared = None if cards == 1 else _share(found, PRESETS[preset], spec, cards)
     except SpecError as error:
         option = OPTIONS.get(error.field) or option_of(error.field)
         fail(f"{option} {error.message}", "troupe plan --help")
     if as_json:
-        typer.echo(json.dumps(as_values(found)))
-    else:
-        _show(found, spec)
+        typer.echo(json.dumps(as_values(found, shared)))
+        return
+    _show(found, spec)
+    if shared is not None:
+        out.print(
+            f"{cards} such cards, cfg={shared.parallel.cfg},sequence={shared.parallel.sequence}:"
+            f" about [bold]{shared.expected_s:,.1f} s[/] without waiting for each other; each sends"
+            f" {shared.sent_bytes / 1e9:,.1f} GB and holds all weights."
+        )
 
 
 def _guidance(preset: Preset, mode: str, interval: tuple[float, float]) -> Guidance:
@@ -78,7 +87,13 @@ def _count(preset: Preset, spec: Spec, gpu: str) -> "Plan":
     return count(preset, spec, CARDS[gpu])
 
 
-def as_values(found: "Plan") -> dict[str, Any]:
+def _share(found: "Plan", preset: Preset, spec: Spec, cards: int) -> "SharedPlan":
+    from engine.plan_shared import share
+
+    return share(found, preset, spec, cards)
+
+
+def as_values(found: "Plan", shared: "SharedPlan | None" = None) -> dict[str, Any]:
     """Plain numbers: FLOPs, seconds and bytes."""
     return {
         "preset": found.preset,
@@ -99,7 +114,13 @@ def as_values(found: "Plan") -> dict[str, Any]:
             for stage in found.stages
         ],
         "guidance_forwards": {mode: sum(runs) for mode, runs in found.options.items()},
+        "shared": None if shared is None else _shared_values(shared),
     }
+
+
+def _shared_values(shared: "SharedPlan") -> dict[str, float]:
+    costs = {"expected_s": shared.expected_s, "sent_bytes": shared.sent_bytes}
+    return {**shared.parallel._asdict(), **costs}
 
 
 def _show(found: "Plan", spec: Spec) -> None:

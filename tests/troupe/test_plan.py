@@ -24,6 +24,15 @@ def test_json_adds_up() -> None:
     assert values["guidance_forwards"] == {"off": 8, "single": 16, "dual": 24}
 
 
+def test_cards_share_a_video() -> None:
+    alone = json.loads(told(*SMALL, "--json").output)
+    shared = json.loads(told(*SMALL, "--cards", "6", "--json").output)["shared"]
+    assert alone["shared"] is None
+    assert (shared["cfg"], shared["sequence"]) == (2, 3) and shared["sent_bytes"] > 0
+    assert shared["expected_s"] < alone["expected_s"]
+    assert "6 such cards, cfg=2,sequence=3" in told(*SMALL, "--cards", "6").output
+
+
 def test_table_names_every_stage_and_whether_it_fits() -> None:
     shown = told(*SMALL, "--subjects", "1", "--guidance", "dual").output
     for stage in ("VAE encoder", "denoising: subjects alone", "VAE decoder", "fits"):
@@ -40,6 +49,7 @@ def test_table_names_every_stage_and_whether_it_fits() -> None:
         (("--subjects", "-1"), "--subjects -1"),
         (("--size", "97x64"), "multiple of 8"),
         (("--frames", "18"), "--frames"),
+        (("--cards", "14"), "--cards 14"),
         (("--interval", "0.9", "0.1"), "--interval"),
     ],
 )
