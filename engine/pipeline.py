@@ -10,7 +10,7 @@ memory are arguments and locals. Only the cache outlives a call, under the conte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +43,10 @@ NUM_PREVIEWS = 6
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a generation is. preview: a JPEG of the first frame as it now looks, or None."""
+    """How far a generation is. preview: a JPEG of the first frame as it now looks, or None.
+
+    step, num_steps: steps of the denoising; while decoding, frames that are out and all frames.
+    """
 
     stage: str  # "encode", "denoise" or "decode"
     step: int
@@ -113,7 +116,7 @@ class Engine:
             vlm = VLM.from_files(folder / "vlm.safetensors", words, preset.vlm)
         words = folder / "text_tokenizer.json"
         text = TextEncoder.from_files(folder / "text.safetensors", words, preset.text)
-        vae = VAE.from_files(folder / "vae.safetensors", preset.vae)
+        vae = VAE.from_files(folder / "vae.safetensors", preset.vae, runtime.max_cells)
         dit.requires_grad_(False)
         cast(dit, place.dtype)
         for model in (dit, text.model, *([] if vlm is None else [vlm.model])):
@@ -138,8 +141,8 @@ class Engine:
 
         Args:
             references: one per name in `spec.names`, in any order.
-            on_progress: called at every stage and after every step; what it raises (such as
-                `Cancelled`) ends the work there and comes out of here.
+            on_progress: called at every stage, after every step, and while frames come out; what
+                it raises (such as `Cancelled`) ends the work there and comes out of here.
             scope: whose request it is; encodings are never shared between scopes.
             edit: a video to start from, of the spec's size and length.
 
@@ -169,9 +172,12 @@ class Engine:
             source=source,
             context_BCFHW=context,
         )
-        tell(Progress("decode", spec.steps, spec.steps))
-        frames = self.decode(latents)[0]
-        return Video(frames.numpy(), spec.fps)
+        tell(Progress("decode", 0, spec.num_frames))
+        chunks: list[Tensor] = []
+        for chunk_BTHWC in self.stream(latents):
+            chunks.append(chunk_BTHWC[0])
+            tell(Progress("decode", sum(map(len, chunks)), spec.num_frames))
+        return Video(torch.cat(chunks).numpy(), spec.fps)
 
     def encode(
         self, spec: Spec, references: Sequence[Reference], scope: str = ""
@@ -260,9 +266,14 @@ class Engine:
         shape = (spec.num_frames, spec.height, spec.width)
         return context_latents(self.encoders.vae, batch.refs_SCHW, pixels, mask, shape)[None]
 
+    def stream(self, latents_BCFHW: Tensor) -> Iterator[Tensor]:
+        """uint8 frames as they come, [B, 1, H, W, 3] and then four at a time, on the CPU."""
+        for pixels_BCTHW in self.encoders.vae.stream(latents_BCFHW):
+            yield to_frames(pixels_BCTHW).cpu()
+
     def decode(self, latents_BCFHW: Tensor) -> Tensor:
-        """uint8 frames [B, T, H, W, 3]."""
-        return to_frames(self.encoders.vae.decode(latents_BCFHW)).cpu()
+        """uint8 frames [B, T, H, W, 3], on the CPU."""
+        return torch.cat(list(self.stream(latents_BCFHW)), dim=1)
 
     def _progress(self, step: Step, leading: int) -> Progress:
         # The first latent frame decodes alone: a picture of the scene for 1 / T of a decode.

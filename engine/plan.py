@@ -5,36 +5,37 @@ What can be counted is counted, not modelled: the engine's own modules are built
 multiply-add) and the bytes alive. Two things are not: Qwen2.5-VL's forward looks into its inputs,
 so its FLOPs come from a closed form; and seconds follow from rates that published systems reach.
 
-Memory is that of eager execution in bf16, with an attention kernel that never holds all scores.
+Memory is that of eager execution in bf16 (the VAE: fp32), with an attention kernel that never holds
+all scores.
 """
 
 from __future__ import annotations
 
-import weakref
-from collections import Counter
+import math
+from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 from engine import families, flow
 from engine.dit import WanDiT
 from engine.encodings import EncodingsBatch
+from engine.errors import BackendError
+from engine.meter import Cost, metered
 from engine.presets import Preset, VLMConfig
 from engine.spec import Guidance, Spec
 from engine.text import build_text_model
 from engine.vace import build_dit
-from engine.vae import build_vae
+from engine.vae import VAE, build_vae
+from engine.vae_stream import TURN, grid, reach, work
 from engine.vlm import SPECIALS, build_vlm
 
 TERA = 1e12
+TILES = (8192, 4096, 2048)  # latent cells
 PROMPT_TOKENS = 200  # of a long prompt, beside its pictures
 
 
@@ -66,22 +67,11 @@ CARDS = {
 FLOOR_SHARE, PRODUCT_SHARE, CONVOLUTION_SHARE = 0.8, 0.5, 0.106
 
 
-@dataclass(frozen=True)
-class Cost:
-    """One run of one kind of work. peak_bytes: alive at once beside the weights."""
-
-    flops: Counter[str] = field(default_factory=Counter)
-    peak_bytes: int = 0
-
-    @property
-    def total(self) -> float:
-        return float(sum(self.flops.values()))
-
-    def seconds(self, card: Card) -> float:
-        """Expected time of one run."""
-        slow = self.flops["convolution"]
-        rate = card.tflops * TERA
-        return (self.total - slow) / (PRODUCT_SHARE * rate) + slow / (CONVOLUTION_SHARE * rate)
+def seconds(cost: Cost, card: Card) -> float:
+    """Expected time of one run."""
+    slow = cost.flops["convolution"]
+    rate = card.tflops * TERA
+    return (cost.total - slow) / (PRODUCT_SHARE * rate) + slow / (CONVOLUTION_SHARE * rate)
 
 
 @dataclass(frozen=True)
@@ -98,19 +88,29 @@ class Stage:
 
     def seconds(self, card: Card) -> float:
         """Expected time of all runs."""
-        return self.runs * self.cost.seconds(card)
+        return self.runs * seconds(self.cost, card)
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """A way to decode. work: how often the decoder reads each latent cell, on the mean."""
+
+    name: str
+    peak_bytes: int
+    work: float = 1.0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a request takes. weights: bytes of each model in bf16; options: the number of forwards
-    (full, empty, image) of each kind of guidance."""
+    """What a request takes. weights: bytes of each model; options: the number of forwards (full,
+    empty, image) of each kind of guidance; decodings: ways to decode, the engine's own too."""
 
     preset: str
     card: Card
     stages: tuple[Stage, ...]
     weights: dict[str, int]
     options: dict[str, tuple[int, int, int]]
+    decodings: tuple[Decoding, ...]
 
     @property
     def flops(self) -> float:
@@ -146,17 +146,19 @@ def plan(preset: Preset, spec: Spec, card: Card) -> Plan:
     with torch.device("meta"):
         dit = build_dit(preset.dit).bfloat16()
         text = build_text_model(preset.text).bfloat16()
-        vae = build_vae(preset.vae).bfloat16()
+        vae = _vae(preset)
         vlm = build_vlm(preset.vlm, _token_ids()).bfloat16() if preset.dit.use_vlm else None
-    weights = {"dit": _bytes(dit), "text": _bytes(text), "vae": _bytes(vae)}
+    weights = {"dit": _bytes(dit), "text": _bytes(text), "vae": _bytes(vae.model)}
     if vlm is not None:
         weights["vlm"] = _bytes(vlm)
     options = {mode: forwards(preset, spec, mode) for mode in ("off", "single", "dual")}
     runs = options["off" if spec.guidance.is_off else spec.guidance.mode]
     stages = _encoding(preset, spec, text, vae)
     stages += _denoising(preset, spec, dit, runs)
-    stages.append(Stage("video: VAE decoder", 1, _decoding(preset, spec, vae)))
-    return Plan(preset.name, card, tuple(stages), weights, options)
+    shape = preset.latent_shape(spec.width, spec.height, spec.num_frames)
+    stages.append(Stage("video: VAE decoder", 1, decoding(vae, shape)))
+    ways = decodings(vae, shape)
+    return Plan(preset.name, card, tuple(stages), weights, options, ways)
 
 
 def forwards(preset: Preset, spec: Spec, mode: str) -> tuple[int, int, int]:
@@ -169,6 +171,12 @@ def forwards(preset: Preset, spec: Spec, mode: str) -> tuple[int, int, int]:
 
 def _bytes(module: nn.Module) -> int:
     return sum(p.numel() * p.element_size() for p in module.parameters())
+
+
+def _vae(preset: Preset) -> VAE:
+    config = preset.vae
+    statistic = torch.empty(config.z_dim)
+    return VAE(build_vae(config), statistic, statistic, config)
 
 
 def _token_ids() -> dict[str, int]:
@@ -187,12 +195,12 @@ def _stage(name: str, runs: int, work: Callable[[], object], held: int = 0) -> l
     return [Stage(name, runs, replace(cost, peak_bytes=cost.peak_bytes + held))]
 
 
-def _encoding(preset: Preset, spec: Spec, text: Any, vae: Any) -> list[Stage]:
+def _encoding(preset: Preset, spec: Spec, text: Any, vae: VAE) -> list[Stage]:
     """Everything that is done once: none of it on a warm cache."""
     width, height = preset.reference_size(spec.width, spec.height)
     num = len(spec.names)
     ids = torch.zeros(1, preset.text.text_len, dtype=torch.long, device="meta")
-    picture = _meta(1, 3, 1, height, width)
+    picture = _meta(1, 3, 1, height, width, dtype=torch.float32)
     stages = _stage(ENCODER_STAGES[0], 2, lambda: text(ids))
     if preset.dit.use_vlm and num:
         flops = vlm_flops(preset.vlm, num, height, width)
@@ -200,7 +208,8 @@ def _encoding(preset: Preset, spec: Spec, text: Any, vae: Any) -> list[Stage]:
     stages += _stage("pictures: VAE encoder", num, lambda: vae.encode(picture))
     if preset.family == "vace":
         # What stays and what is made anew, each a whole video.
-        video = _meta(1, 3, spec.num_frames, spec.height, spec.width)
+        shape = 1, 3, spec.num_frames, spec.height, spec.width
+        video = _meta(*shape, dtype=torch.float32)
         stages += _stage("context: VAE encoder", 2, lambda: vae.encode(video))
     return stages
 
@@ -271,23 +280,48 @@ def _encodings(preset: Preset, spec: Spec) -> EncodingsBatch:
     )
 
 
-def _decoding(preset: Preset, spec: Spec, vae: Any) -> Cost:
-    """Counted for up to four latent frames: from the third on each adds the same."""
-    channels, num, rows, columns = preset.latent_shape(spec.width, spec.height, spec.num_frames)
+def decoding(vae: VAE, shape: tuple[int, int, int, int]) -> Cost:
+    """A stream of latents [C, F, H, W], counted for up to four latent frames: from the third on
+    each computes the same, and holds no more than the one before it."""
+    channels, num, *sides = shape
 
     def decode(frames: int) -> Cost:
-        z = _meta(1, channels, frames, rows, columns)
-        return metered(lambda: vae.decode(z).sample)
+        z = _meta(1, channels, frames, *sides, dtype=torch.float32)
+        return metered(lambda: deque(vae.stream(z), maxlen=0))
 
     if num <= 4:
         return decode(num)
     three, four = decode(3), decode(4)
-    flops = Counter(
-        {kind: three.flops[kind] + (num - 3) * (four.flops[kind] - three.flops[kind])
-         for kind in four.flops}
-    )  # fmt: skip
-    growth = four.peak_bytes - three.peak_bytes
-    return Cost(flops, three.peak_bytes + (num - 3) * growth)
+    each = {kind: four.flops[kind] - three.flops[kind] for kind in four.flops}
+    flops = Counter({kind: three.flops[kind] + (num - 3) * each[kind] for kind in each})
+    return Cost(flops, four.peak_bytes)
+
+
+def decodings(vae: VAE, shape: tuple[int, int, int, int]) -> tuple[Decoding, ...]:
+    """The whole video at once, the stream, and the stream in tiles of which each size."""
+    channels, num, height, width = shape
+    frames = 1 + vae.config.temporal_factor * (num - 1)
+    streamed = decoding(vae, shape).peak_bytes
+    # fp32 pixels of the whole video stay, and are there twice while they are joined.
+    picture = 4 * 3 * height * width * vae.config.spatial_factor**2
+    found = [
+        Decoding("whole", max(streamed + frames * picture, 2 * frames * picture)),
+        Decoding("stream", streamed),
+    ]
+    for max_cells in TILES:
+        try:
+            tiles = grid(height, width, reach(vae.config), max_cells)
+        except BackendError:
+            break
+        if len(tiles) == 1:
+            continue
+        sides = max(((a.stop - a.start, b.stop - b.start) for a, b in tiles), key=math.prod)
+        # One tile at work; of the whole frame, features and pixels of a turn.
+        features = 4 * vae.model.decoder.conv_in.out_channels * height * width
+        held = TURN * (features + vae.config.temporal_factor * picture)
+        peak = decoding(vae, (channels, num, *sides)).peak_bytes + held
+        found.append(Decoding(f"tile={max_cells}", peak, work(tiles) / (height * width)))
+    return tuple(found)
 
 
 def vlm_tokens(config: VLMConfig, num_pictures: int, height: int, width: int) -> int:
@@ -313,71 +347,3 @@ def vlm_flops(config: VLMConfig, num_pictures: int, height: int, width: int) -> 
     dim, kv = config.hidden_size, config.hidden_size * config.num_kv_heads // config.num_heads
     layer = 4 * dim * dim + 4 * dim * kv + 4 * tokens * dim + 6 * dim * config.intermediate_size
     return num_pictures * tower + config.num_layers * tokens * layer
-
-
-def metered(work: Callable[[], object]) -> Cost:
-    """Runs `work` on meta tensors; what it computes and how much it holds at once."""
-    meter = _Meter()
-    with torch.no_grad(), meter, _Attention(meter):
-        result = work()
-    del result
-    return Cost(meter.flops, meter.peak)
-
-
-class _Meter(TorchDispatchMode):
-    """Counts FLOPs by kind, and the bytes of storages that were made and are not gone yet."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.flops: Counter[str] = Counter()
-        self.alive: set[int] = set()
-        self.foreign: set[int] = set()  # weights and inputs
-        self.now = self.peak = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        for leaf in tree_leaves((args, kwargs)):
-            if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in self.alive:
-                self.foreign.add(leaf.untyped_storage()._cdata)
-        out = func(*args, **(kwargs or {}))
-        packet = func._overloadpacket
-        if packet in flop_registry:
-            kind = "convolution" if "convolution" in str(packet) else "matmul"
-            self.flops[kind] += flop_registry[packet](*args, **(kwargs or {}), out_val=out)
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor):
-                self._hold(leaf.untyped_storage())
-        return out
-
-    def _hold(self, storage: Any) -> None:
-        key = storage._cdata
-        if key in self.alive or key in self.foreign:
-            return
-        self.alive.add(key)
-        self.now += storage.nbytes()
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._let_go, key, storage.nbytes())
-
-    def _let_go(self, key: int, size: int) -> None:
-        self.alive.discard(key)
-        self.now -= size
-
-
-class _Attention(TorchFunctionMode):
-    """Counts attention as one kernel: on meta it would fall apart into products with all scores."""
-
-    def __init__(self, meter: _Meter) -> None:
-        super().__init__()
-        self.meter = meter
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is not F.scaled_dot_product_attention:
-            return func(*args, **kwargs)
-        q, k, v = args[:3]
-        scores = q[..., 0].numel() * k.shape[-2]
-        self.meter.flops["attention"] += 2 * scores * (q.shape[-1] + v.shape[-1])
-        return torch.empty_like(q)

@@ -19,6 +19,7 @@ OFFLOADS = ("none",)
 MODES = ("eager", "inductor", "aoti", "tensorrt")
 ATTENTIONS = ("auto", "native", "flash3", "flash2", "xformers", "sage")
 DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
+TILE = re.compile(r"none|[1-9]\d{0,6}")
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Runtime:
     weights: "full", as `dtype` says.
     offload: "none", all models lie on the device.
     compile: how a step is computed, see `engine.compile`.
+    tile: the most latent cells that a tile of the VAE's decoder reads, such as "4096", see
+    `engine.vae_stream`; "none" decodes whole frames.
     attention: the kernel, see `engine.attention`; "auto" is the fastest exact one.
 
     Raises:
@@ -42,11 +45,14 @@ class Runtime:
     weights: str = "full"
     offload: str = "none"
     compile: str = "eager"
+    tile: str = "none"
     attention: str = "auto"
 
     def __post_init__(self) -> None:
         if not DEVICE.fullmatch(self.device):
             raise _unknown("device", self.device, ("auto", "cpu", "cuda", "cuda:1, …"))
+        if not TILE.fullmatch(self.tile):
+            raise _unknown("tile", self.tile, ("none", "numbers of latent cells, such as 4096"))
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise _unknown(name, getattr(self, name), known)
@@ -70,6 +76,11 @@ class Runtime:
                 raise BackendError(f"{key} is there twice")
             given[key] = value
         return cls(**given)
+
+    @property
+    def max_cells(self) -> int:
+        """The limit of a tile, as a number; 0 is none."""
+        return 0 if self.tile == "none" else int(self.tile)
 
     def __str__(self) -> str:
         """What differs from `STANDARD`, as `parse` reads it."""

@@ -8,7 +8,7 @@ in Wan2.1 `wan/modules/vae.py` (`WanVAE.encode`, which uses the posterior's mean
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
+from engine import vae_stream
 from engine.checkpoint import load_strict, read_tensors
 from engine.errors import CheckpointError
 from engine.presets import VAEConfig
@@ -38,17 +39,24 @@ def build_vae(config: VAEConfig) -> Any:
 
 
 class VAE:
-    """Encoder and decoder with their statistics. Keeps nothing of any clip."""
+    """Encoder and decoder with their statistics. Keeps nothing of any clip.
 
-    def __init__(self, model: Any, mean_C: Tensor, std_C: Tensor, config: VAEConfig) -> None:
+    Both take tensors on any device. max_cells: the most latent cells that a tile of the decoder
+    reads, see `engine.vae_stream`; 0 is no limit, and no tiles.
+    """
+
+    def __init__(
+        self, model: Any, mean_C: Tensor, std_C: Tensor, config: VAEConfig, max_cells: int = 0
+    ) -> None:
         assert mean_C.shape == std_C.shape == (config.z_dim,)
         self.model = model.eval().requires_grad_(False)
         self.mean = mean_C.float().view(-1, 1, 1, 1)
         self.std = std_C.float().view(-1, 1, 1, 1)
         self.config = config
+        self.max_cells = max_cells
 
     @classmethod
-    def from_files(cls, weights: Path, config: VAEConfig) -> VAE:
+    def from_files(cls, weights: Path, config: VAEConfig, max_cells: int = 0) -> VAE:
         """Reads AutoencoderKLWan's weights and, beside them, `latents_mean` and `latents_std`.
 
         Raises:
@@ -59,7 +67,7 @@ class VAE:
         rest = {name: value for name, value in tensors.items() if name not in STATISTICS}
         model = build_vae(config)
         load_strict(model, rest, weights.name)
-        return cls(model, mean, std, config)
+        return cls(model, mean, std, config, max_cells)
 
     def tensors(self) -> dict[str, Tensor]:
         """What `from_files` reads."""
@@ -85,11 +93,24 @@ class VAE:
         return ((mean - self.mean) / self.std).to(frames_BCTHW.device)
 
     @torch.no_grad()
+    def stream(self, z_BCFHW: Tensor) -> Iterator[Tensor]:
+        """Normalised latents -> pixels in [-1, 1], fp32, [B, 3, 1, H * s, W * s] and then four
+        frames at a time, on the VAE's device. Its memory is its own: streams may be read in turns.
+
+        Raises:
+            BackendError: `max_cells` is less than the smallest tile has.
+        """
+
+        def raw(z_BC1HW: Tensor) -> Tensor:
+            z = z_BC1HW.to(self.mean.device).float()
+            return (z * self.std + self.mean).to(self.model.dtype)
+
+        for pixels in vae_stream.stream(self.model, z_BCFHW, raw, self.config, self.max_cells):
+            yield pixels.float()
+
     def decode(self, z_BCFHW: Tensor) -> Tensor:
         """Normalised latents -> pixels in [-1, 1], [B, 3, 1 + 4 (F - 1), H * s, W * s], fp32."""
-        z = z_BCFHW.to(self.mean.device).float() * self.std + self.mean
-        pixels: Tensor = self.model.decode(z.to(self.model.dtype)).sample
-        return pixels.float()
+        return torch.cat(list(self.stream(z_BCFHW)), dim=2)
 
 
 def to_pixels(frames_BTHWC: Tensor) -> Tensor:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import io
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 
 import av
@@ -57,15 +58,7 @@ class Video:
         Raises:
             VideoError: the encoder or the disk refused.
         """
-        frames = self.frames.repeat(scale, axis=1).repeat(scale, axis=2)
-        # The muxer moves the index to the front by reading its own output: it needs a real file.
-        try:
-            with tempfile.TemporaryDirectory(prefix="troupe-") as folder:
-                path = Path(folder) / "video.mp4"
-                _write_mp4(path, frames, self.fps)
-                return path.read_bytes()
-        except (FFmpegError, OSError) as error:
-            raise VideoError(f"cannot write the video: {error}") from error
+        return mp4(self.frames, self.fps, scale)
 
     @classmethod
     def from_mp4(cls, content: bytes) -> Video:
@@ -127,6 +120,23 @@ class Video:
         return sheet
 
 
+def mp4(frames: Iterable[Frames], fps: int, scale: int = 1) -> bytes:
+    """What `Video.mp4` says, of frames [H, W, 3] of one size that are taken as they come.
+
+    Raises:
+        VideoError: there are no frames, or the encoder or the disk refused.
+    """
+    large = (frame.repeat(scale, axis=0).repeat(scale, axis=1) for frame in frames)
+    # The muxer moves the index to the front by reading its own output: it needs a real file.
+    try:
+        with tempfile.TemporaryDirectory(prefix="troupe-") as folder:
+            path = Path(folder) / "video.mp4"
+            _write_mp4(path, large, fps)
+            return path.read_bytes()
+    except (FFmpegError, OSError) as error:
+        raise VideoError(f"cannot write the video: {error}") from error
+
+
 def picture_bytes(image: Image.Image, format: str = "JPEG") -> bytes:
     """A picture file: JPEG, PNG or whatever Pillow writes under that name."""
     buffer = io.BytesIO()
@@ -135,16 +145,19 @@ def picture_bytes(image: Image.Image, format: str = "JPEG") -> bytes:
     return buffer.getvalue()
 
 
-def _write_mp4(path: Path, frames: Frames, fps: int) -> None:
+def _write_mp4(path: Path, frames: Iterator[Frames], fps: int) -> None:
+    first = next(frames, None)
+    if first is None:
+        raise VideoError("cannot write the video: it has no frames")
     options = {"movflags": "faststart", "fflags": "+bitexact"}
     with av.open(str(path), "w", format="mp4", options=options) as container:
         stream = container.add_stream("libx264", rate=Fraction(fps))
-        stream.height, stream.width = frames.shape[1:3]
+        stream.height, stream.width = first.shape[:2]
         stream.pix_fmt = "yuv420p"
         # One thread: x264's output depends on how many share the work.
         stream.options = {"crf": CRF, "preset": "medium", "threads": "1"}
         stream.codec_context.thread_count = 1
-        for number, pixels in enumerate(frames):
+        for number, pixels in enumerate(chain((first,), frames)):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
             frame.pts = number
             container.mux(stream.encode(frame))

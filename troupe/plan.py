@@ -113,6 +113,10 @@ def as_values(found: "Plan", shared: "SharedPlan | None" = None) -> dict[str, An
             }
             for stage in found.stages
         ],
+        "decodings": [
+            {"name": way.name, "peak_bytes": way.peak_bytes, "work": way.work}
+            for way in found.decodings
+        ],
         "guidance_forwards": {mode: sum(runs) for mode, runs in found.options.items()},
         "shared": None if shared is None else _shared_values(shared),
     }
@@ -142,6 +146,8 @@ def _show(found: "Plan", spec: Spec) -> None:
     out.print(f"{total}: no program needs less than {floor}, good ones take about {usual}.")
     forwards = (f"{mode} {sum(runs)}" for mode, runs in found.options.items())
     out.print(f"Forwards by kind of guidance: {', '.join(forwards)}.")
+    ways = (f"{w.name} {w.peak_bytes / 1e9:.3g} GB ({w.work:.2g}x)" for w in found.decodings)
+    out.print(f"Decoding, by memory (and work): {', '.join(ways)}; tile= is a key of --runtime.")
     _show_memory(found)
 
 
@@ -163,4 +169,4 @@ def _show_memory(found: "Plan") -> None:
         need = found.memory_bytes(encoders) / 1e9
         fits = need <= found.card.memory_gb
         verdict = "[green]fits[/]" if fits else "[red]does not fit[/]"
-        out.print(f"Memory in bf16, {title}: {need:.3g} GB, {verdict}.")
+        out.print(f"Memory in bf16 (the VAE in fp32), {title}: {need:.3g} GB, {verdict}.")

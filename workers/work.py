@@ -74,7 +74,7 @@ class Work:
             self._stop("leave")
         if progress.stage != self._stage:
             self.enter(progress.stage)
-        share = progress.step / max(progress.num_steps, 1) if progress.stage == "denoise" else 0.0
+        share = progress.step / max(progress.num_steps, 1)
         low, high = SPANS[progress.stage]
         told: dict[str, str | int | float] = {"stage": progress.stage}
         if progress.stage == "denoise":

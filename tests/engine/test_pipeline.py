@@ -13,6 +13,7 @@ from engine.families import noise
 from engine.pipeline import Progress
 from engine.sample import Step
 from engine.spec import Guidance, Spec
+from engine.vae import to_frames
 from tests.engine.conftest import TOY_PRESET, picture, random_engine
 
 SPEC = Spec.of(TOY_PRESET, "@anna waves to @bob", ("anna", "bob"), seed=7)
@@ -74,11 +75,36 @@ def test_progress_tells_every_stage_and_step_with_previews(engine):
         ("denoise", 2),
         ("denoise", 3),
         ("denoise", 4),
-        ("decode", 4),
+        ("decode", 0),
+        ("decode", 1),
+        ("decode", 5),
     ]
-    assert all(p.num_steps == 4 for p in told)
+    assert [p.num_steps for p in told] == 6 * [4] + 3 * [SPEC.num_frames]
     assert sum(p.preview is not None for p in told) == 3
     assert told[2].preview.startswith(b"\xff\xd8")
+
+
+def test_decoding_stops_between_frames(engine):
+    told: list[int] = []
+
+    def stop(progress: Progress) -> None:
+        if progress.stage == "decode":
+            told.append(progress.step)
+            if progress.step == 1:
+                raise Cancelled
+
+    with pytest.raises(Cancelled):
+        engine.generate(replace(SPEC, steps=1), CAST, stop)
+    assert told == [0, 1]
+
+
+def test_frames_come_as_they_are_decoded():
+    engine = random_engine()
+    z = torch.randn(2, 16, 3, 4, 6)
+    chunks = list(engine.stream(z))
+    assert [chunk.shape for chunk in chunks] == [(2, t, 16, 24, 3) for t in (1, 4, 4)]
+    assert all(chunk.dtype == torch.uint8 for chunk in chunks)
+    assert torch.equal(torch.cat(chunks, dim=1), to_frames(engine.encoders.vae.decode(z)))
 
 
 def test_watching_changes_nothing(engine):

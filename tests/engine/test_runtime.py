@@ -22,7 +22,7 @@ def test_parse_reads_what_str_writes():
 
 
 def test_every_field_has_its_words():
-    assert {f.name for f in fields(Runtime)} == {"device", *CHOICES}
+    assert {f.name for f in fields(Runtime)} == {"device", "tile", *CHOICES}
     assert all(STANDARD == Runtime(**{name: known[0]}) for name, known in CHOICES.items())
 
 
@@ -33,16 +33,23 @@ def test_what_is_left_out_is_standard():
     assert str(given) == "device=cuda:1,compile=inductor"
 
 
+def test_a_tile_is_a_number_of_cells():
+    given = Runtime.parse("tile=4096")
+    assert given.max_cells == 4096 and str(given) == "tile=4096" and STANDARD.max_cells == 0
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("colour=red", "'colour'; there are device, dtype, weights, offload, compile, attention"),
+        ("colour=red", "'colour'; there are device, dtype, weights, offload, compile, tile, "),
         ("compile=fast", "compile 'fast'; there are eager, inductor, aoti, tensorrt"),
         ("dtype=fp16", "dtype 'fp16'; there are auto, fp32, bf16"),
         ("attention=flash9", "there are auto, native, flash3, flash2, xformers, sage"),
         ("device=gpu", "there are auto, cpu, cuda, cuda:1"),
         ("device=cuda:", "unknown device 'cuda:'"),
         ("dtype=bf16,dtype=fp32", "dtype is there twice"),
+        ("tile=0", "tile '0'; there are none, numbers of latent cells, such as 4096"),
+        ("tile=big", "tile 'big'"),
         ("inductor", "'inductor' must be KEY=VALUE"),
         ("compile=", "unknown compile ''"),
     ],

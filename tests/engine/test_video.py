@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from engine.errors import VideoError
-from engine.video import Video
+from engine.video import Video, mp4
 from tests.engine.conftest import picture
 
 
@@ -42,6 +42,23 @@ def test_what_goes_in_comes_out():
 def test_same_frames_same_bytes():
     assert moving().mp4() == moving().mp4()
     assert moving().mp4(scale=2) != moving().mp4()
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_frames_that_come_one_by_one_make_the_same_file(scale):
+    video = moving(5)
+    shown = []
+
+    def frames():  # noqa: ANN202
+        for frame in video.frames:
+            shown.append(True)
+            yield frame.copy()
+
+    large = video.frames.repeat(scale, axis=1).repeat(scale, axis=2)
+    assert mp4(frames(), 8, scale) == Video(large, 8).mp4() == video.mp4(scale)
+    assert len(shown) == 5
+    with pytest.raises(VideoError, match="no frames"):
+        mp4(iter(()), 8)
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (128, 40)])

@@ -56,7 +56,7 @@ class ScriptedEngine:
             self._act(spec, step)
             preview = f"preview {step}".encode()
             on_progress(ScriptedProgress("denoise", step, spec.steps, preview))
-        on_progress(ScriptedProgress("decode", spec.steps, spec.steps))
+        on_progress(ScriptedProgress("decode", 0, spec.num_frames))
         digest = hashlib.sha256(repr(spec).encode())
         for one in references:
             digest.update(one.name.encode() + one.rgb)
