@@ -84,7 +84,8 @@ def stream(
         raw: makes what the decoder reads of a latent frame.
         max_cells: see `grid`.
     """
-    tiles = grid(*z_BCFHW.shape[-2:], reach(config), max_cells)
+    height, width = z_BCFHW.shape[-2:]
+    tiles = grid(height, width, reach(config), max_cells)
     memory, memories = Memory(), [Memory() for _ in tiles]
     frames = z_BCFHW.split(1, dim=2)
     turn = TURN if len(tiles) > 1 else 1
