@@ -52,6 +52,7 @@ STREAM_PARAMETERS = (
     "subject_blocks.", "slot_embedding", "tag_projection.", "place_projection.", "vlm_projection.",
     "subject_time.",
 )  # fmt: skip
+MLP_TOKENS = 512
 
 Text = Tensor | tuple[KV, ...]  # features, or what `text_kv` made of them
 Subjects = SubjectInputs | SubjectKV | None  # raw, or what `subject_stream` made of them
@@ -120,9 +121,9 @@ class Block(nn.Module):
             self.modulation.float() + e_B6M.float()
         ).chunk(6, dim=1)
 
-        y = self._match(self.norm1(x_BLM) * (1 + scale1) + shift1)
+        y = self._match(self.norm1.modulated(x_BLM, shift1, scale1))
         y = self.self_attn.o(self.self_attn.over_itself(y, rope, mask_BL, self.split))
-        x_BLM = x_BLM + y.float() * gate1
+        x_BLM = torch.addcmul(x_BLM, y.float(), gate1)
 
         q = self.cross_attn.query(self._match(self.norm3(x_BLM)))
         y = attention(q, text)
@@ -133,9 +134,17 @@ class Block(nn.Module):
             y = y + z
         x_BLM = x_BLM + self.cross_attn.o(y).float()
 
-        y = self.ffn(self._match(self.norm2(x_BLM) * (1 + scale2) + shift2))
-        x_BLM = x_BLM + y.float() * gate2
-        return x_BLM
+        y = self._mlp(self._match(self.norm2.modulated(x_BLM, shift2, scale2)))
+        return torch.addcmul(x_BLM, y.float(), gate2)
+
+    def _mlp(self, y_BLM: Tensor) -> Tensor:
+        """The MLP, which looks at each token alone; eagerly on a CPU it takes some at a time, whose
+        wide middle stays in the cache."""
+        whole = y_BLM.device.type != "cpu" or torch.is_grad_enabled()
+        if whole or torch.compiler.is_compiling() or y_BLM.shape[:2].numel() <= MLP_TOKENS:
+            return cast(Tensor, self.ffn(y_BLM))
+        parts = [self.ffn(part) for part in y_BLM.flatten(0, 1).split(MLP_TOKENS)]
+        return torch.cat(parts).view(y_BLM.shape)
 
     def _match(self, x: Tensor) -> Tensor:
         """fp32 in, the weights' own precision out (autocast has its own mind afterwards)."""
@@ -153,7 +162,7 @@ class Head(nn.Module):
 
     def forward(self, x_BLM: Tensor, e_BM: Tensor) -> Tensor:
         shift, scale = (self.modulation.float() + e_BM.float()[:, None]).chunk(2, dim=1)
-        x_BLM = self.norm(x_BLM) * (1 + scale) + shift
+        x_BLM = self.norm.modulated(x_BLM, shift, scale)
         with without_autocast(x_BLM.device):
             return F.linear(x_BLM, self.head.weight.float(), self.head.bias.float())
 
@@ -293,7 +302,8 @@ class WanDiT(nn.Module):
             x_BCFHW = torch.cat([x_BCFHW, condition.tail_BCFHW.to(x_BCFHW.dtype)], dim=2)
         x = self.patch_embedding(x_BCFHW.to(self.patch_embedding.weight.dtype))
         rope, grid = self.rope.at(*x.shape[2:]), (num_frames, *x.shape[3:])
-        x_BLM = x.flatten(2).transpose(1, 2).float()
+        # Every later sum keeps these strides: channels last, or each norm would copy first.
+        x_BLM = x.flatten(2).transpose(1, 2).float().contiguous()
         num_video = math.prod(grid)
         if isinstance(condition.subjects, SubjectInputs):
             timed = self.subject_stream(*condition.subjects, e_BM=e_BM)

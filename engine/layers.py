@@ -62,9 +62,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + EPS)
-        return wide.type_as(x) * self.weight
+        # torch's own widens what is narrower than fp32, and is a single kernel on a card.
+        return F.rms_norm(x.to(self.weight.dtype), self.weight.shape, self.weight, EPS)
 
 
 class LayerNorm(nn.LayerNorm):
@@ -77,6 +76,17 @@ class LayerNorm(nn.LayerNorm):
         weight = None if self.weight is None else self.weight.float()
         bias = None if self.bias is None else self.bias.float()
         return F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps)
+
+    def modulated(self, x_BLM: Tensor, shift_B1M: Tensor, scale_B1M: Tensor) -> Tensor:
+        """norm(x) * (1 + scale) + shift, in fp32, for a norm without parameters of its own.
+
+        One row's modulation is what the kernel calls weight and bias: one pass over memory.
+        """
+        scale_B1M = 1 + scale_B1M
+        if len(scale_B1M) > 1:
+            return torch.addcmul(shift_B1M, self(x_BLM), scale_B1M)
+        weight, bias = scale_B1M.flatten(), shift_B1M.flatten()
+        return F.layer_norm(x_BLM.float(), self.normalized_shape, weight, bias, self.eps)
 
 
 class GELU(nn.Module):

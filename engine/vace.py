@@ -59,7 +59,8 @@ class VaceDiT(WanDiT):
         """All of the context that does not change from step to step, computed once."""
         dtype = self.vace_patch_embedding.weight.dtype
         tokens = self.vace_patch_embedding(context_BCFHW.to(dtype)).flatten(2).transpose(1, 2)
-        return Context(tokens.float(), projected(self.vace_blocks, self.text_features(text_BTM)))
+        text = projected(self.vace_blocks, self.text_features(text_BTM))
+        return Context(tokens.float().contiguous(), text)
 
     def hints(
         self,

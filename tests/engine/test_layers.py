@@ -91,6 +91,14 @@ def test_norms_work_in_fp32_and_give_back_what_they_should():
     )
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+def test_modulation_is_its_formula_however_many_rows(rows):
+    x, shift, scale = heads(rows, 5, 8), heads(rows, 1, 8, seed=1), heads(rows, 1, 8, seed=2)
+    norm = LayerNorm(8, affine=False)
+    torch.testing.assert_close(norm.modulated(x, shift, scale), norm(x) * (1 + scale) + shift)
+    assert norm.modulated(x.bfloat16(), shift, scale).dtype is torch.float32
+
+
 def test_queries_and_keys_are_normed_over_the_full_width():
     torch.manual_seed(0)
     layer = Attention(8, 2, inner=4)
