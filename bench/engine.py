@@ -8,6 +8,8 @@
                             true_geometry, tokens320, and max_abs_diff of the latents of both
     compiled.{inductor,aoti}  a compiled step / an eager one, warm
     batch8_gain             requests a second at batch 8 / at batch 1, on a small shape
+    knee                    the same at more batches, tokens of one request x requests; and `tokens`,
+                            those of a forward above which more requests at once stop to pay
 
 All are ratios of CPU time of one thread, taken in turns in one process on the same random weights;
 median over the rounds, with the least and the largest beside it. The model is small (12 layers of
@@ -19,10 +21,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -65,6 +68,9 @@ class Geometry:
 TRUE = Geometry(FRAMES, SIDE, 64, 2)
 TOKENS_320 = Geometry(5, SIDE, 512, 4)
 SMALL = Geometry(1, 8, 64, 1)
+BATCHED = (SMALL, Geometry(5, SIDE, 64, 1))
+BATCHES = (2, 4, 8, 16)
+PAYS = 1.05  # so much more a second is worth that a request waits for another
 
 
 def compare(works: Sequence[tuple[Work, Work]], rounds: int) -> list[dict[str, float]]:
@@ -214,19 +220,39 @@ def _forward(velocity: Any, x: Tensor, t_B: Tensor, condition: Condition) -> Wor
     return lambda: velocity(x, t_B, condition)
 
 
-def batch_pair(dit: WanDiT, geometry: Geometry) -> tuple[Work, Work]:
-    """Eight small requests one by one, and at once."""
+def batch_pair(dit: WanDiT, geometry: Geometry, rows: int) -> tuple[Work, Work]:
+    """A guided step of one request, and one of `rows` requests at once."""
     batch = request(dit.config, 1, geometry.side)
     nobody = request(dit.config, 0, geometry.side)
     one = families.conditions("identity", dit, batch, nobody, BOTH)
-    eight = Conditions(*(None if c is None else c.repeated(8) for c in one))
-    x = noise(dit.config, geometry, rows=8)
+    many = Conditions(*(None if c is None else c.repeated(rows) for c in one))
+    x = noise(dit.config, geometry, rows=rows)
+    return (
+        lambda: guide(dit.denoise, x[:1], 0.7, one, BOTH),
+        lambda: guide(dit.denoise, x, 0.7, many, BOTH),
+    )
 
-    def singly() -> None:
-        for row in x.split(1):
-            guide(dit.denoise, row, 0.7, one, BOTH)
 
-    return singly, lambda: guide(dit.denoise, x, 0.7, eight, BOTH)
+def tokens_of(config: DiTConfig, geometry: Geometry) -> int:
+    """Video tokens of one request."""
+    cells = geometry.frames * geometry.side**2
+    return cells // math.prod(config.patch)
+
+
+def knee(gains: Mapping[int, Mapping[int, float]]) -> int:
+    """Tokens of a forward above which batching stops to pay; 0 where it never does.
+
+    gains: by tokens of a request and by requests at once, their number a second over that of one
+    alone. Twice the requests pay while they come out `PAYS` times as fast.
+    """
+    found = 0
+    for tokens, by_rows in gains.items():
+        before = 1.0
+        for rows, gain in sorted(by_rows.items()):
+            if gain < PAYS * before:
+                break
+            found, before = max(found, tokens * rows), gain
+    return found
 
 
 def measure(config: DiTConfig, rounds: int, modes: Sequence[str], true: Geometry) -> dict[str, Any]:
@@ -256,11 +282,19 @@ def measure(config: DiTConfig, rounds: int, modes: Sequence[str], true: Geometry
         add("vs_diffusers", key, pair)
     for mode, pair in zip(modes, compiled_pairs(dit, true, modes), strict=True):
         add("compiled", mode, pair)
-    add("batch8_gain", "", batch_pair(dit, SMALL))
+    batched = [(tokens_of(config, shape), shape, rows) for shape in BATCHED for rows in BATCHES]
+    for tokens, shape, rows in batched:
+        add("knee", f"{tokens}x{rows}", batch_pair(dit, shape, rows))
     result: dict[str, Any] = {}
     for (name, key), ratio in zip(names, compare(works, rounds), strict=True):
         result.setdefault(name, {})[key] = ratio
-    result["batch8_gain"] = result["batch8_gain"][""]
+    gains: dict[int, dict[int, float]] = {}
+    for tokens, _, rows in batched:
+        ratio = {key: rows * value for key, value in result["knee"][f"{tokens}x{rows}"].items()}
+        result["knee"][f"{tokens}x{rows}"] = ratio
+        gains.setdefault(tokens, {})[rows] = ratio["median"]
+    result["batch8_gain"] = result["knee"][f"{tokens_of(config, SMALL)}x8"]
+    result["knee"]["tokens"] = knee(gains)
     differences = [float((a() - b()).abs().max()) for a, b in pairs.values()]  # type: ignore[operator]
     result["vs_diffusers"]["max_abs_diff"] = max(differences)
     return result

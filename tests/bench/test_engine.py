@@ -27,14 +27,31 @@ def test_all_ratios_are_there_and_diffusers_agrees() -> None:
     result = bench.measure(TINY, 1, ["inductor"], GEOMETRY)
     assert set(result) == {
         "phantom_ratio", "equal_pass_ratio", "own_phantom", "overhead",
-        "vs_diffusers", "compiled", "batch8_gain",
+        "vs_diffusers", "compiled", "batch8_gain", "knee",
     }  # fmt: skip
     for name in ("phantom_ratio", "equal_pass_ratio", "own_phantom", "overhead"):
         assert set(result[name]) == {"1", "4"}
         assert all(0 < ratio["least"] <= ratio["most"] for ratio in result[name].values())
     assert result["vs_diffusers"]["max_abs_diff"] <= 1e-5
     assert set(result["compiled"]) == {"inductor"}
-    assert len(list(bench.table(result).rows)) == 13
+    assert set(result["knee"]) == {"tokens"} | {
+        f"{tokens}x{rows}" for tokens in (16, 320) for rows in (2, 4, 8, 16)
+    }
+    assert result["batch8_gain"] == result["knee"]["16x8"]
+    assert len(list(bench.table(result).rows)) == 22
+
+
+def test_the_knee_is_where_twice_the_requests_give_no_more() -> None:
+    assert bench.knee({16: {2: 1.7, 4: 2.5, 8: 2.6, 16: 3.5}, 320: {2: 1.0, 4: 1.3}}) == 64
+    assert bench.knee({16: {2: 1.7}, 320: {2: 1.1, 4: 1.1}}) == 640
+    assert bench.knee({320: {2: 1.0}}) == 0
+
+
+def test_a_batch_is_its_requests() -> None:
+    one, many = bench.batch_pair(bench.model(TINY), bench.SMALL, 3)
+    alone, rows = one(), many()
+    assert isinstance(alone, torch.Tensor) and isinstance(rows, torch.Tensor) and len(rows) == 3
+    torch.testing.assert_close(rows[:1], alone, rtol=1e-4, atol=1e-4)
 
 
 def test_ratio_is_of_cpu_time_and_counts_every_round() -> None:
