@@ -8,8 +8,8 @@
                             true_geometry, tokens320, and max_abs_diff of the latents of both
     compiled.{inductor,aoti}  a compiled step / an eager one, warm
     batch8_gain             requests a second at batch 8 / at batch 1, on a small shape
-    knee                    the same at more batches, tokens of one request x requests; and `tokens`,
-                            those of a forward above which more requests at once stop to pay
+    knee                    the same at more batches, as tokens of one request x requests; `tokens`
+                            are those of a forward above which more at once stop to pay
 
 All are ratios of CPU time of one thread, taken in turns in one process on the same random weights;
 median over the rounds, with the least and the largest beside it. The model is small (12 layers of

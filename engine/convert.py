@@ -117,7 +117,7 @@ def _models(
     files["dit.safetensors"] = _checked(own, dit, sources.dit, draft / "dit")
     tell("reading the VAE")
     vae = upstream.vae_names(foreign.read(sources.vae))
-    files["vae.safetensors"] = _checked(_vae_table(sizes), _with_statistics(vae, sizes),
+    files["vae.safetensors"] = _checked(_vae_table(sizes), with_statistics(vae, sizes),
                                         sources.vae, draft / "vae")  # fmt: skip
     tell("reading the text encoder")
     text = upstream.text_names(foreign.read(sources.text))
@@ -169,7 +169,7 @@ def _vae_table(sizes: Preset) -> dict[str, Tensor]:
     return table | {"latents_mean": statistic, "latents_std": statistic}
 
 
-def _with_statistics(vae: dict[str, Tensor], sizes: Preset) -> dict[str, Tensor]:
+def with_statistics(vae: dict[str, Tensor], sizes: Preset) -> dict[str, Tensor]:
     """Mean and deviation of each latent channel: Wan's constants, where the file has none.
 
     The weights do not hold them; they stand in Wan2.1 `wan/modules/vae.py`, and as defaults of
