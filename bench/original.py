@@ -13,7 +13,7 @@ through `engine.upstream`, so that names are compared as well:
     phantom        `phantom_wan/subject2video.py` Phantom_Wan_S2V.generate / ours, two references
 
 Their files run unchanged. What a CPU lacks is put in from outside: attention is torch's own instead
-of FlashAttention, and modules that no path here needs (torchvision but for `to_tensor`) are stood in
+of FlashAttention, and what no path here needs (torchvision but for `to_tensor`) is stood in
 for. Needs einops and ftfy, which they import.
 """
 
