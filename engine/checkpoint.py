@@ -195,12 +195,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         for name, value in loaded.items()
     }
     for name, step in steps.items():
-        numbers = tensors.get(name.removesuffix(GRID_STEP))
-        if numbers is None or numbers.dtype != torch.int8 or step.numel() != 1:
-            raise CheckpointError(f"{path}: {name} is the step of no int8 tensor")
-        if not 0 < float(step) < float("inf"):
-            raise CheckpointError(f"{path}: {name} must be a positive number")
-        tensors[name.removesuffix(GRID_STEP)] = numbers.float() * step.float()
+        own = name.removesuffix(GRID_STEP)
+        tensors[own] = off_grid(tensors.get(own), step, own, str(path))
     bare = sorted(name for name, value in tensors.items() if value.dtype == torch.int8)
     _complain(str(path), "lacks the grid step of", bare)
     return tensors
@@ -222,6 +218,15 @@ def on_grid(name: str, weight: Tensor, steps: int) -> dict[str, Tensor]:
     if not 0 < float(step) < float("inf"):
         raise CheckpointError(f"{name} has no grid: its size is {float(step)}")
     return {name: torch.round(wide / step).to(torch.int8), name + GRID_STEP: step.view(1)}
+
+
+def off_grid(numbers: Tensor | None, step: Tensor, name: str, label: str) -> Tensor:
+    """What int8 multiples of a step are worth, fp32. Raises CheckpointError."""
+    if numbers is None or numbers.dtype != torch.int8 or step.numel() != 1:
+        raise CheckpointError(f"{label}: {name}{GRID_STEP} is the step of no int8 tensor")
+    if not 0 < float(step) < float("inf"):
+        raise CheckpointError(f"{label}: {name}{GRID_STEP} must be a positive number")
+    return numbers.float() * step.float()
 
 
 def load_strict(

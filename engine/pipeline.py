@@ -25,18 +25,18 @@ from engine.compile import velocity_of
 from engine.dit import WanDiT
 from engine.edit import Edit
 from engine.encodings import Encoders, Encodings, EncodingsBatch, encode, key, stack
-from engine.errors import SpecError
+from engine.errors import BackendError, SpecError
+from engine.loading import load_models
+from engine.offload import grouped
 from engine.parallel import Team
-from engine.placement import cast, placed
+from engine.placement import placed
 from engine.presets import Preset
 from engine.runtime import STANDARD, Runtime
 from engine.sample import Conditions, Each, Source, Step, one_by_one, sample
 from engine.spec import Guidance, Reference, Span, Spec, text_of
-from engine.text import TextEncoder
-from engine.vace import build_dit, context_latents
-from engine.vae import VAE, to_frames
+from engine.vace import context_latents
+from engine.vae import to_frames
 from engine.video import Video, picture_bytes
-from engine.vlm import VLM
 
 NUM_PREVIEWS = 6
 
@@ -104,30 +104,18 @@ class Engine:
             BackendError: this machine cannot do what the runtime asks, or the team cannot share out
                 this model; the message names it.
         """
+        if team is not None and runtime.offload == "group":
+            raise BackendError("offload=group is for one process: the blocks of a team stay")
         folder, place = Path(folder), placed(runtime)
         manifest = checkpoint.verify(folder)
         preset = manifest.resolve()
         checkpoint.require(manifest, needed_files(preset))
-        dit = build_dit(preset.dit)
-        checkpoint.load_strict(dit, folder / "dit.safetensors")
-        vlm = None
-        if preset.dit.use_vlm:
-            words = folder / "vlm_tokenizer.json"
-            vlm = VLM.from_files(folder / "vlm.safetensors", words, preset.vlm)
-        words = folder / "text_tokenizer.json"
-        text = TextEncoder.from_files(folder / "text.safetensors", words, preset.text)
-        vae = VAE.from_files(folder / "vae.safetensors", preset.vae, runtime.max_cells)
-        dit.requires_grad_(False)
-        cast(dit, place.dtype)
-        for model in (dit, text.model, *([] if vlm is None else [vlm.model])):
-            model.to(place.device)
-        for model in (text.model, *([] if vlm is None else [vlm.model])):
-            model.to(place.dtype)
-        vae.to(place.device)
-        encoders = Encoders(text, vae, vlm)
-        return cls(
-            dit, encoders, preset, manifest.digest(), cache, runtime.compile, place.device, team
-        )
+        dit, encoders = load_models(folder, preset, runtime, place)
+        digest, how = manifest.digest(), (runtime.compile, place.device, team)
+        engine = cls(dit, encoders, preset, digest, cache, *how)
+        if runtime.offload == "group":
+            engine.velocity = grouped(dit, place.device)
+        return engine
 
     def generate(
         self,

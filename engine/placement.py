@@ -7,7 +7,7 @@ in fp32 (docs/decisions.md).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from typing import NamedTuple
 
@@ -30,6 +30,11 @@ class Placement(NamedTuple):
     device: torch.device
     dtype: torch.dtype
     attention: Choice
+
+    def dtypes(self, dit: nn.Module) -> Callable[[str], torch.dtype]:
+        """The precision of each of a DiT's parameters, by name."""
+        kept = set(exact(dit))
+        return lambda name: torch.float32 if name in kept else self.dtype
 
     def told(self, runtime: Runtime) -> str:
         """The runtime in full, and why the attention kernel is this one."""
@@ -62,14 +67,6 @@ def _device(name: str) -> torch.device:
         return torch.device("cuda", number)
     there = ", ".join(["cpu", *(f"cuda:{index}" for index in range(count))])
     raise BackendError(f"device={name} is not there; torch sees {there}")
-
-
-def cast(dit: nn.Module, dtype: torch.dtype) -> None:
-    """Gives a DiT's weights this precision, in place, except those that it uses in fp32."""
-    kept = set(exact(dit))
-    for name, parameter in dit.named_parameters():
-        if name not in kept:
-            parameter.data = parameter.data.to(dtype)
 
 
 def exact(dit: nn.Module) -> Iterator[str]:

@@ -6,7 +6,7 @@ multiply-add) and the bytes alive. Two things are not: Qwen2.5-VL's forward look
 so its FLOPs come from a closed form; and seconds follow from rates that published systems reach.
 
 Memory is that of eager execution in bf16 (the VAE: fp32), with an attention kernel that never holds
-all scores.
+all scores; what of the weights is on the card meanwhile is `engine.memory`'s to say.
 """
 
 from __future__ import annotations
@@ -18,15 +18,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from engine import families, flow
 from engine.dit import WanDiT
 from engine.encodings import EncodingsBatch
 from engine.errors import BackendError
+from engine.memory import footprint
 from engine.meter import Cost, metered
 from engine.presets import Preset, VLMConfig
+from engine.runtime import Runtime
 from engine.spec import Guidance, Spec
 from engine.text import build_text_model
 from engine.vace import build_dit
@@ -102,13 +104,15 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a request takes. weights: bytes of each model; options: the number of forwards (full,
-    empty, image) of each kind of guidance; decodings: ways to decode, the engine's own too."""
+    """What a request takes. weights: bytes of each model; memory: bytes on the card at once under
+    each of `RUNTIMES`; options: the number of forwards (full, empty, image) of each kind of
+    guidance; decodings: ways to decode, the engine's own too."""
 
     preset: str
     card: Card
     stages: tuple[Stage, ...]
     weights: dict[str, int]
+    memory: dict[str, int]
     options: dict[str, tuple[int, int, int]]
     decodings: tuple[Decoding, ...]
 
@@ -125,15 +129,15 @@ class Plan:
     def expected_s(self) -> float:
         return sum(stage.seconds(self.card) for stage in self.stages)
 
-    def memory_bytes(self, encoders: bool) -> int:
-        """The largest stage with the weights; without the two encoders if they live elsewhere."""
-        away = () if encoders else ("text", "vlm")
-        weights = sum(size for name, size in self.weights.items() if name not in away)
-        stages = [stage for stage in self.stages if encoders or stage.name not in ENCODER_STAGES]
-        return weights + max(stage.cost.peak_bytes for stage in stages)
-
 
 ENCODER_STAGES = ("prompts: text encoder", "prompt and pictures: VLM")
+RUNTIMES = (
+    "offload=none",
+    "offload=encoders",
+    "weights=int8,offload=encoders",
+    "offload=group",
+    "weights=int8,offload=group",
+)
 
 
 def plan(preset: Preset, spec: Spec, card: Card) -> Plan:
@@ -148,17 +152,37 @@ def plan(preset: Preset, spec: Spec, card: Card) -> Plan:
         text = build_text_model(preset.text).bfloat16()
         vae = _vae(preset)
         vlm = build_vlm(preset.vlm, _token_ids()).bfloat16() if preset.dit.use_vlm else None
-    weights = {"dit": _bytes(dit), "text": _bytes(text), "vae": _bytes(vae.model)}
-    if vlm is not None:
-        weights["vlm"] = _bytes(vlm)
+    models = {"dit": dit, "text": text, "vae": vae.model} | ({} if vlm is None else {"vlm": vlm})
+    tables = {name: dict(model.named_parameters()) for name, model in models.items()}
+    weights = {name: sum(p.nbytes for p in table.values()) for name, table in tables.items()}
     options = {mode: forwards(preset, spec, mode) for mode in ("off", "single", "dual")}
     runs = options["off" if spec.guidance.is_off else spec.guidance.mode]
     stages = _encoding(preset, spec, text, vae)
     stages += _denoising(preset, spec, dit, runs)
     shape = preset.latent_shape(spec.width, spec.height, spec.num_frames)
     stages.append(Stage("video: VAE decoder", 1, decoding(vae, shape)))
+    work = [(_model(stage), stage.cost.peak_bytes) for stage in stages]
+    memory = {r: footprint(tables, Runtime.parse(r), 2).peak(work) for r in RUNTIMES}
     ways = decodings(vae, shape)
-    return Plan(preset.name, card, tuple(stages), weights, options, ways)
+    return Plan(preset.name, card, tuple(stages), weights, memory, options, ways)
+
+
+def work_of(preset: Preset, tile: str = "none") -> list[tuple[str, int]]:
+    """The model at work and the bytes of its work, of each stage of the preset's default video with
+    as many subjects as it takes, decoded in such tiles (those of `TILES` are counted)."""
+    names = tuple(f"s{number}" for number in range(preset.limits.max_subjects))
+    spec = Spec.of(preset, " ".join(f"@{name}" for name in names) or "a place", names)
+    found = plan(preset, spec, next(iter(CARDS.values())))
+    tiled = {way.name: way.peak_bytes for way in found.decodings}
+    *stages, last = [(_model(stage), stage.cost.peak_bytes) for stage in found.stages]
+    return [*stages, (last[0], tiled.get(f"tile={tile}", last[1]))]
+
+
+def _model(stage: Stage) -> str:
+    """The one whose weights a stage needs."""
+    if stage.name in ENCODER_STAGES:
+        return ("text", "vlm")[ENCODER_STAGES.index(stage.name)]
+    return "vae" if "VAE" in stage.name else "dit"
 
 
 def forwards(preset: Preset, spec: Spec, mode: str) -> tuple[int, int, int]:
@@ -167,10 +191,6 @@ def forwards(preset: Preset, spec: Spec, mode: str) -> tuple[int, int, int]:
     inside = sum(spec.guidance.covers(float(t)) for t in table.door[: spec.steps])
     alone = mode == "dual" and _has_subjects(preset, spec) and preset.family != "vace"
     return spec.steps, 0 if mode == "off" else inside, inside if alone else 0
-
-
-def _bytes(module: nn.Module) -> int:
-    return sum(p.numel() * p.element_size() for p in module.parameters())
 
 
 def _vae(preset: Preset) -> VAE:

@@ -14,8 +14,8 @@ from dataclasses import dataclass, fields
 from engine.errors import BackendError
 
 DTYPES = ("auto", "fp32", "bf16")
-WEIGHTS = ("full",)
-OFFLOADS = ("none",)
+WEIGHTS = ("full", "int8", "fp8")
+OFFLOADS = ("none", "encoders", "group")
 MODES = ("eager", "inductor", "aoti", "tensorrt")
 ATTENTIONS = ("auto", "native", "flash3", "flash2", "xformers", "sage")
 DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
@@ -29,15 +29,17 @@ class Runtime:
     device: "cpu", "cuda" or "cuda:1"; "auto" is the first card, or the CPU where there is none.
     dtype: of the weights and of what is computed with them, see `engine.placement`; "auto" is bf16
     on a card, fp32 on a CPU.
-    weights: "full", as `dtype` says.
-    offload: "none", all models lie on the device.
+    weights: of the DiT's large matrices: "full", as `dtype` says, or "int8" or "fp8", rounded by
+    torchao and computed with in `dtype`.
+    offload: "none", all models lie on the device; "encoders", text encoder and VLM lie on the CPU
+    and go to the device for each use; "group", the DiT's blocks do so as well, one by one.
     compile: how a step is computed, see `engine.compile`.
     tile: the most latent cells that a tile of the VAE's decoder reads, such as "4096", see
     `engine.vae_stream`; "none" decodes whole frames.
     attention: the kernel, see `engine.attention`; "auto" is the fastest exact one.
 
     Raises:
-        BackendError: a value is none of those that there are.
+        BackendError: a value is none of those that there are, or two do not go together.
     """
 
     device: str = "auto"
@@ -56,6 +58,13 @@ class Runtime:
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise _unknown(name, getattr(self, name), known)
+        if self.offload == "group" and self.compile != "eager":
+            raise BackendError(f"offload=group goes with compile=eager, not {self.compile}")
+        if self.weights != "full" and self.compile not in ("eager", "inductor"):
+            # Packages read weights by their address, and these are pairs of tensors.
+            raise BackendError(
+                f"weights={self.weights} goes with compile=eager or inductor, not {self.compile}"
+            )
 
     @classmethod
     def parse(cls, text: str) -> Runtime:

@@ -16,9 +16,9 @@ from tokenizers import Encoding, Tokenizer
 from torch import Tensor, nn
 from transformers import UMT5Config, UMT5EncoderModel
 
-from engine.checkpoint import check_names, read_tensors
 from engine.presets import TextConfig
 from engine.spec import Span
+from engine.weights import CPU, fill, without_contents
 
 PAD_ID, EOS_ID = 0, 1
 
@@ -41,19 +41,6 @@ def build_text_model(config: TextConfig) -> UMT5EncoderModel:
     return UMT5EncoderModel(umt5)
 
 
-def load_tied(module: nn.Module, path: Path) -> None:
-    """Loads a file that holds every parameter of `module` once, tied ones under their first name.
-
-    Raises:
-        CheckpointError: a name is missing or unknown, or a shape differs.
-    """
-    tensors = read_tensors(path)
-    wanted = dict(module.named_parameters())
-    check_names(wanted, tensors, path.name)
-    for name, parameter in wanted.items():
-        parameter.data.copy_(tensors[name])
-
-
 def token_mask(encoding: Encoding, spans: Sequence[Span], length: int) -> list[float]:
     """1 for each of the first `length` tokens that shares a character with one of the spans."""
     offsets = encoding.offsets[:length]
@@ -74,10 +61,18 @@ class TextEncoder:
         self.config = config
 
     @classmethod
-    def from_files(cls, weights: Path, tokenizer: Path, config: TextConfig) -> TextEncoder:
+    def from_files(
+        cls,
+        weights: Path,
+        tokenizer: Path,
+        config: TextConfig,
+        device: torch.device = CPU,
+        dtype: torch.dtype = torch.float32,
+    ) -> TextEncoder:
         """Raises CheckpointError when the weights do not fit `config`."""
-        model = build_text_model(config)
-        load_tied(model, Path(weights))
+        with without_contents():
+            model = build_text_model(config)
+        fill(model, Path(weights), device, lambda name: dtype)
         return cls(model, Tokenizer.from_file(str(tokenizer)), config)
 
     def encode(self, texts: Sequence[str]) -> Tensor:

@@ -18,9 +18,9 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor
 
 from engine import vae_stream
-from engine.checkpoint import load_strict, read_tensors
 from engine.errors import CheckpointError
 from engine.presets import VAEConfig
+from engine.weights import CPU, fill, opened, without_contents
 
 STATISTICS = ("latents_mean", "latents_std")
 
@@ -56,18 +56,25 @@ class VAE:
         self.max_cells = max_cells
 
     @classmethod
-    def from_files(cls, weights: Path, config: VAEConfig, max_cells: int = 0) -> VAE:
+    def from_files(
+        cls,
+        weights: Path,
+        config: VAEConfig,
+        max_cells: int = 0,
+        device: torch.device = CPU,
+    ) -> VAE:
         """Reads AutoencoderKLWan's weights and, beside them, `latents_mean` and `latents_std`.
 
         Raises:
             CheckpointError: a tensor is missing, unknown or of another shape.
         """
-        tensors = read_tensors(weights)
+        with opened(weights) as file:
+            tensors = {name: file.get_tensor(name) for name in set(STATISTICS) & set(file.keys())}
         mean, std = (_statistic(tensors, name, config.z_dim, weights) for name in STATISTICS)
-        rest = {name: value for name, value in tensors.items() if name not in STATISTICS}
-        model = build_vae(config)
-        load_strict(model, rest, weights.name)
-        return cls(model, mean, std, config, max_cells)
+        with without_contents():
+            model = build_vae(config)
+        fill(model, weights, device, beside=STATISTICS)
+        return cls(model, mean.to(device), std.to(device), config, max_cells)
 
     def tensors(self) -> dict[str, Tensor]:
         """What `from_files` reads."""
@@ -76,11 +83,6 @@ class VAE:
             "latents_mean": self.mean.flatten(),
             "latents_std": self.std.flatten(),
         }
-
-    def to(self, device: torch.device) -> None:
-        """Moves weights and statistics, in place."""
-        self.model.to(device)
-        self.mean, self.std = self.mean.to(device), self.std.to(device)
 
     @torch.no_grad()
     def encode(self, frames_BCTHW: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from transformers.processing_utils import ProcessorMixin
 
 from engine.errors import EncodingError
 from engine.presets import VLMConfig
-from engine.text import load_tied
+from engine.weights import CPU, fill, without_contents
 
 Picture = np.ndarray | Image
 
@@ -166,11 +166,19 @@ class VLM:
         self.config = config
 
     @classmethod
-    def from_files(cls, weights: Path, tokenizer: Path, config: VLMConfig) -> VLM:
+    def from_files(
+        cls,
+        weights: Path,
+        tokenizer: Path,
+        config: VLMConfig,
+        device: torch.device = CPU,
+        dtype: torch.dtype = torch.float32,
+    ) -> VLM:
         """Raises CheckpointError when the weights do not fit `config`."""
         words = Tokenizer.from_file(str(tokenizer))
-        model = build_vlm(config, special_ids(words))
-        load_tied(model, Path(weights))
+        with without_contents():
+            model = build_vlm(config, special_ids(words))
+        fill(model, Path(weights), device, lambda name: dtype)
         return cls(model, words, config)
 
     @torch.no_grad()

@@ -101,7 +101,7 @@ def as_values(found: "Plan", shared: "SharedPlan | None" = None) -> dict[str, An
         "flops": found.flops,
         "floor_s": found.floor_s,
         "expected_s": found.expected_s,
-        "memory_bytes": {"all": found.memory_bytes(True), "no_encoders": found.memory_bytes(False)},
+        "memory_bytes": found.memory,
         "weights_bytes": found.weights,
         "stages": [
             {
@@ -141,6 +141,7 @@ def _show(found: "Plan", spec: Spec) -> None:
     for stage in found.stages:
         table.add_row(stage.name, *_row(found, stage))
     out.print(table)
+    out.print("Peaks are those of the work, beside the weights.")
     floor, usual = f"[bold]{found.floor_s:,.1f} s[/]", f"[bold]{found.expected_s:,.1f} s[/]"
     total = f"In all {found.flops / 1e12:,.2f} TFLOP"
     out.print(f"{total}: no program needs less than {floor}, good ones take about {usual}.")
@@ -165,8 +166,8 @@ def _row(found: "Plan", stage: "Stage") -> list[str]:
 
 
 def _show_memory(found: "Plan") -> None:
-    for title, encoders in (("everything on the GPU", True), ("encoders elsewhere", False)):
-        need = found.memory_bytes(encoders) / 1e9
-        fits = need <= found.card.memory_gb
+    out.print("Memory in bf16 with the weights, by --runtime:")
+    for runtime, need in found.memory.items():
+        fits = need / 1e9 <= found.card.memory_gb
         verdict = "[green]fits[/]" if fits else "[red]does not fit[/]"
-        out.print(f"Memory in bf16 (the VAE in fp32), {title}: {need:.3g} GB, {verdict}.")
+        out.print(f"  {runtime:<30}{need / 1e9:>7.1f} GB, {verdict}", highlight=False)

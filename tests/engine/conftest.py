@@ -1,13 +1,17 @@
 """Small random models for the engine's tests: the shipped classes at toy sizes."""
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
 from PIL import Image, ImageDraw
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
+from engine.checkpoint import MANIFEST, Manifest, sha256
 from engine.dit import WanDiT
 from engine.encodings import Encoders
 from engine.pipeline import Engine
@@ -164,3 +168,25 @@ def picture(name: str, colour: tuple[int, int, int] = (200, 30, 30), size: int =
 @pytest.fixture(scope="session")
 def engine() -> Engine:
     return random_engine()
+
+
+def alter(folder: Path, name: str, change: dict[str, torch.Tensor | None]) -> None:
+    """Other tensors in a model folder, under an honest manifest; None takes one away."""
+    tensors = load_file(folder / name) | change
+    save_file({n: x for n, x in tensors.items() if x is not None}, folder / name)
+    manifest = Manifest.from_bytes((folder / MANIFEST).read_bytes())
+    manifest = replace(manifest, files={n: sha256(folder / n) for n in manifest.files})
+    (folder / MANIFEST).write_bytes(manifest.to_bytes())
+
+
+@pytest.fixture(scope="session")
+def loud_model(random_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder whose transformer speaks: no weight of it is zero."""
+    folder = Path(shutil.copytree(random_model, tmp_path_factory.mktemp("loud") / "model"))
+    generator = torch.Generator().manual_seed(0)
+    name = "dit.safetensors"
+    alter(folder, name, {
+        key: (value + torch.randn(value.shape, generator=generator) * 0.05).bfloat16()
+        for key, value in load_file(folder / name).items()
+    })  # fmt: skip
+    return folder

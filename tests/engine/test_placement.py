@@ -7,7 +7,7 @@ import torch
 from engine.encodings import stack
 from engine.errors import BackendError
 from engine.pipeline import Engine
-from engine.placement import cast, exact, placed
+from engine.placement import exact, placed
 from engine.runtime import STANDARD, Runtime
 from engine.spec import Spec
 from tests.engine.conftest import TOY, picture, random_dit, random_inputs
@@ -17,6 +17,13 @@ CARD = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
+
+
+def cast(dit) -> None:  # noqa: ANN001
+    """To bf16 as `Engine.load` does it."""
+    dtype_of = placed(Runtime(device="cpu", dtype="bf16")).dtypes(dit)
+    for name, parameter in dit.named_parameters():
+        parameter.data = parameter.data.to(dtype_of(name))
 
 
 def asked(engine, **given):  # noqa: ANN201
@@ -45,9 +52,9 @@ def test_a_device_that_is_not_there_is_refused_with_those_that_are(device):
 
 
 @NO_CARD
-def test_a_kernel_that_cannot_be_had_is_refused_at_load(random_model):
+def test_a_kernel_that_cannot_be_had_is_refused_at_load(loud_model):
     with pytest.raises(BackendError, match="attention=sage cannot be used: it needs a CUDA"):
-        Engine.load(random_model, runtime=Runtime(attention="sage"))
+        Engine.load(loud_model, runtime=Runtime(attention="sage"))
 
 
 def test_a_card_is_bf16_unless_asked_otherwise(monkeypatch):
@@ -64,7 +71,7 @@ def test_a_card_is_bf16_unless_asked_otherwise(monkeypatch):
 
 def test_bf16_spares_what_the_dit_computes_in_fp32():
     dit = random_dit(TOY)
-    cast(dit, torch.bfloat16)
+    cast(dit)
     kept = {name for name, p in dit.named_parameters() if p.dtype == torch.float32}
     assert kept == set(exact(dit))
     assert {name.split(".")[0] for name in kept} == {
@@ -78,7 +85,7 @@ def test_bf16_spares_what_the_dit_computes_in_fp32():
 def test_the_time_is_embedded_to_the_same_bits_in_bf16():
     dit, t_B = random_dit(TOY), torch.tensor([0.3, 0.9], dtype=torch.float64)
     before = dit._time(t_B)
-    cast(dit, torch.bfloat16)
+    cast(dit)
     assert all(map(torch.equal, before, dit._time(t_B)))
 
 
@@ -89,16 +96,16 @@ def test_a_bf16_forward_is_near_the_exact_one(num_subjects):
         given["subjects"] = None
     dit = random_dit(TOY)
     wanted = dit(given["x"], given["t"], given["text"], given["subjects"])
-    cast(dit, torch.bfloat16)
+    cast(dit)
     made = dit(given["x"], given["t"], given["text"], given["subjects"])
     assert made.dtype == torch.float32
     assert 0 < (made - wanted).abs().max() < 0.03 * wanted.abs().max()
 
 
-def test_a_whole_engine_in_bf16(random_model):
+def test_a_whole_engine_in_bf16(loud_model):
     """Encoders too; what they make stays fp32 on the CPU, under a key of its own."""
-    exactly, engine = Engine.load(random_model), Engine.load(
-        random_model, runtime=Runtime(dtype="bf16")
+    exactly, engine = Engine.load(loud_model), Engine.load(
+        loud_model, runtime=Runtime(dtype="bf16")
     )
     assert engine.encoders.text.model.dtype == engine.encoders.vlm.model.dtype == torch.bfloat16
     assert engine.encoders.vae.model.dtype == torch.float32
@@ -114,9 +121,9 @@ def test_a_whole_engine_in_bf16(random_model):
 
 
 @pytest.mark.parametrize("where", [pytest.param("cuda", marks=CARD)])
-def test_a_card_makes_what_the_cpu_makes(random_model, where):
+def test_a_card_makes_what_the_cpu_makes(loud_model, where):
     there, here = (
-        Engine.load(random_model, runtime=Runtime(device=device, dtype="fp32"))
+        Engine.load(loud_model, runtime=Runtime(device=device, dtype="fp32"))
         for device in (where, "cpu")
     )
     spec, cast_ = asked(here)

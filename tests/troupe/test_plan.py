@@ -21,6 +21,8 @@ def test_json_adds_up() -> None:
     assert sum(stage["expected_s"] for stage in values["stages"]) == pytest.approx(
         values["expected_s"]
     )
+    weights = sum(values["weights_bytes"].values())
+    assert values["memory_bytes"]["offload=none"] > weights > 0
     assert values["guidance_forwards"] == {"off": 8, "single": 16, "dual": 24}
 
 
@@ -35,7 +37,8 @@ def test_cards_share_a_video() -> None:
 
 def test_table_names_every_stage_and_whether_it_fits() -> None:
     shown = told(*SMALL, "--subjects", "1", "--guidance", "dual").output
-    for stage in ("VAE encoder", "denoising: subjects alone", "VAE decoder", "fits"):
+    words = ("beside the weights", "weights=int8,offload=group")
+    for stage in ("VAE encoder", "denoising: subjects alone", "VAE decoder", "fits", *words):
         assert stage in shown
 
 

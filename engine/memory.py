@@ -1,0 +1,73 @@
+"""How many bytes of weights lie where, from shapes alone, and how much work needs beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import psutil
+import torch
+from torch import Tensor
+
+from engine.offload import is_away
+from engine.placement import EXACT
+from engine.quantize import is_large
+from engine.runtime import Runtime
+
+Table = Mapping[str, Tensor]  # parameter name -> a tensor of its shape
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes of weights. resident: always on the device. visiting: on the device while they work,
+    by model ("text", "vlm", "dit": two blocks at a time). away: on the CPU meanwhile."""
+
+    resident: int
+    visiting: Mapping[str, int]
+    away: int
+
+    def peak(self, stages: Iterable[tuple[str, int]]) -> int:
+        """On the device at once. stages: the model at work and the bytes of its work, of each."""
+        return self.resident + max(self.visiting.get(model, 0) + work for model, work in stages)
+
+
+def footprint(tables: Mapping[str, Table], runtime: Runtime, itemsize: int) -> Footprint:
+    """Where the weights of a preset's models lie.
+
+    Args:
+        tables: "dit", "text", "vae" and, where there is one, "vlm".
+        itemsize: bytes of a number in the runtime's precision.
+    """
+    sizes = {name: _bytes(table, itemsize) for name, table in tables.items() if name != "dit"}
+    sizes["vae"] = _bytes(tables["vae"], 4)
+    parts = {name: _dit_bytes(name, x, runtime, itemsize) for name, x in tables["dit"].items()}
+    visiting = {}
+    if runtime.offload != "none":
+        visiting = {name: size for name, size in sizes.items() if name != "vae"}
+    away = sum(visiting.values())
+    dit = sum(parts.values())
+    if runtime.offload == "group":
+        gone = {name: size for name, size in parts.items() if is_away(name)}
+        one = sum(size for name, size in gone.items() if name.startswith("blocks.0."))
+        dit, away, visiting["dit"] = dit - sum(gone.values()), away + sum(gone.values()), 2 * one
+    stays = sum(size for name, size in sizes.items() if name not in visiting)
+    return Footprint(dit + stays, visiting, away)
+
+
+def _bytes(table: Table, itemsize: int) -> int:
+    return sum(x.numel() for x in table.values()) * itemsize
+
+
+def _dit_bytes(name: str, weight: Tensor, runtime: Runtime, itemsize: int) -> int:
+    if name.split(".")[0] in EXACT:
+        return 4 * weight.numel()
+    if runtime.weights != "full" and is_large(name, weight):
+        return weight.numel() + 4 * len(weight)
+    return itemsize * weight.numel()
+
+
+def free_bytes(device: torch.device) -> int:
+    """Of memory that a process may still take there."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)

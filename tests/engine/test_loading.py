@@ -1,0 +1,112 @@
+"""What cannot be loaded is refused before or while it is read, with its name and a remedy."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from engine import loading
+from engine.checkpoint import MANIFEST, Manifest, save_folder
+from engine.errors import BackendError, CheckpointError
+from engine.pipeline import Engine
+from engine.presets import MINIATURE
+from engine.quantize import is_large, stored_bytes
+from engine.runtime import Runtime
+from tests.engine.conftest import alter
+from tests.engine.test_placement import asked
+
+
+@pytest.fixture
+def folder(loud_model: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(loud_model, tmp_path / "model"))
+
+
+@pytest.mark.parametrize(
+    ("file", "tensor"),
+    [
+        ("dit.safetensors", "blocks.3.ffn.0.weight"),
+        ("text.safetensors", "encoder.final_layer_norm.weight"),
+        ("vlm.safetensors", "model.visual.blocks.0.norm1.weight"),
+        ("vae.safetensors", "quant_conv.weight"),
+    ],
+)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_found_and_named(folder, file, tensor, value):
+    spoilt = load_file(folder / file)[tensor].clone()
+    spoilt.view(-1)[-1] = value
+    alter(folder, file, {tensor: spoilt})
+    with pytest.raises(CheckpointError, match=f"{file}: {tensor} holds numbers"):
+        Engine.load(folder)
+
+
+def test_weights_of_another_preset_are_refused_with_both_named(loud_model, tmp_path):
+    files = {
+        path.name: path for path in loud_model.iterdir() if path.name != MANIFEST
+    }
+    save_folder(tmp_path / "wrong", Manifest(preset="wan-1.3b"), files)
+    told = r"dit.safetensors lacks .*: not the weights of preset wan-1.3b"
+    with pytest.raises(CheckpointError, match=told):
+        Engine.load(tmp_path / "wrong")
+
+
+def needing(monkeypatch: pytest.MonkeyPatch, free: int, work: int) -> None:
+    monkeypatch.setattr(loading, "free_bytes", lambda device: free)
+    monkeypatch.setattr(loading, "work_of", lambda preset, tile: [("dit", work)])
+
+
+def test_too_little_memory_is_foretold_with_figures_and_a_remedy(loud_model, monkeypatch):
+    opened: list[Path] = []
+    monkeypatch.setattr(loading, "fill", lambda model, path, *rest: opened.append(path))
+    needing(monkeypatch, free=60_000_000, work=30_000_000)
+    told = r"miniature needs 0.1\d GB on cpu, 0.06 GB are free; try weights=int8 or a smaller"
+    with pytest.raises(BackendError, match=told):
+        Engine.load(loud_model, runtime=Runtime(device="cpu"))
+    assert opened == []
+
+
+def test_work_counts_where_the_weights_alone_would_fit(loud_model, monkeypatch):
+    needing(monkeypatch, free=200_000_000, work=10_000_000)
+    assert Engine.load(loud_model, runtime=Runtime(device="cpu")).preset == MINIATURE
+    needing(monkeypatch, free=200_000_000, work=150_000_000)
+    with pytest.raises(BackendError, match="0.20 GB are free"):
+        Engine.load(loud_model, runtime=Runtime(device="cpu"))
+
+
+def test_what_is_small_is_not_counted(loud_model, monkeypatch):
+    needing(monkeypatch, free=10**12, work=10**15)
+    Engine.load(loud_model, runtime=Runtime(device="cpu"))
+
+
+def test_the_work_is_that_of_the_largest_default_request():
+    from engine.plan import work_of
+
+    work = work_of(MINIATURE)
+    assert {model for model, _ in work} == {"dit", "text", "vlm", "vae"}
+    assert max(size for model, size in work if model == "vae") > 10_000_000
+
+
+def test_an_engine_that_serves_is_not_touched_by_a_load_that_fails(folder):
+    engine = Engine.load(folder)
+    spec, cast = asked(engine)
+    before = engine.generate(spec, cast).frames
+    alter(folder, "dit.safetensors", {"patch_embedding.bias": torch.full((192,), float("nan"))})
+    with pytest.raises(CheckpointError, match="patch_embedding.bias"):
+        Engine.load(folder)
+    assert (engine.generate(spec, cast).frames == before).all()
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_an_engine_of_small_weights(loud_model, kind):
+    pytest.importorskip("torchao")
+    full = Engine.load(loud_model, runtime=Runtime(device="cpu", dtype="bf16"))
+    small = Engine.load(loud_model, runtime=Runtime(device="cpu", dtype="bf16", weights=kind))
+    spec, cast = asked(full)
+    frames = [engine.generate(spec, cast).frames for engine in (full, small)]
+    apart = abs(frames[0].astype(int) - frames[1].astype(int))
+    assert apart.any() and apart.mean() < 12
+    names = [n for n, p in small.dit.named_parameters() if is_large(n, p)]
+    halves = [sum(stored_bytes(dict(e.dit.named_parameters())[n]) for n in names)
+              for e in (full, small)]  # fmt: skip
+    assert 0.5 < halves[1] / halves[0] < 0.52

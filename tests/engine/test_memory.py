@@ -1,0 +1,51 @@
+"""Where bytes of weights lie, counted from shapes."""
+
+import pytest
+import torch
+
+from engine.memory import Footprint, footprint, free_bytes
+from engine.placement import EXACT
+from engine.quantize import is_large
+from engine.runtime import Runtime
+from tests.engine.conftest import TOY, random_dit
+
+DIT = dict(random_dit(TOY).named_parameters())
+OTHERS = {"text": 1000, "vae": 500, "vlm": 3000}
+TABLES = {"dit": DIT} | {n: {"w": torch.empty(size, device="meta")} for n, size in OTHERS.items()}
+WHOLE = sum(4 * p.numel() if n.split(".")[0] in EXACT else 2 * p.numel() for n, p in DIT.items())
+
+
+def of(text: str) -> Footprint:
+    return footprint(TABLES, Runtime.parse(text), itemsize=2)
+
+
+def test_everything_on_the_device():
+    """The VAE in fp32."""
+    found = of("")
+    assert (found.resident, found.visiting, found.away) == (WHOLE + 2000 + 2000 + 6000, {}, 0)
+
+
+def test_encoders_come_one_at_a_time():
+    found = of("offload=encoders")
+    assert (found.resident, found.away) == (WHOLE + 2000, 8000)
+    assert found.visiting == {"text": 2000, "vlm": 6000}
+    assert found.peak([("text", 10), ("vlm", 5), ("dit", 7)]) == found.resident + 6005
+    assert found.peak([("text", 10), ("vlm", 5), ("dit", 70_000)]) == found.resident + 70_000
+
+
+def test_blocks_come_two_at_a_time():
+    found = of("offload=group")
+    away = sum(2 * p.numel() for n, p in DIT.items() if "blocks." in n)
+    one = sum(2 * p.numel() for n, p in DIT.items() if n.startswith("blocks.0."))
+    assert found.away == away + 8000 and found.visiting["dit"] == 2 * one
+    assert found.resident == WHOLE - away + 2000
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_large_matrices_take_a_byte_a_number_and_a_scale_a_row(kind):
+    saved = sum(p.numel() - 4 * len(p) for n, p in DIT.items() if is_large(n, p))
+    assert of(f"weights={kind}").resident == of("").resident - saved
+
+
+def test_something_is_free():
+    assert free_bytes(torch.device("cpu")) > 1_000_000
