@@ -34,9 +34,10 @@ from engine.presets import Preset
 from engine.runtime import STANDARD, Runtime
 from engine.sample import Conditions, Each, Source, Step, one_by_one, sample
 from engine.spec import Guidance, Reference, Span, Spec, text_of
+from engine.tiers import Run
 from engine.vace import context_latents
 from engine.vae import to_frames
-from engine.video import Video, picture_bytes
+from engine.video import Made, Video, picture_bytes
 
 NUM_PREVIEWS = 6
 
@@ -141,6 +142,7 @@ class Engine:
         spec.validate(self.preset.limits)
         if edit is not None:
             edit.validate(spec)
+        run = Run(self.velocity, spec.tier)
         tell(Progress("encode", 0, spec.steps))
         batch, negative = self.encode(spec, references, scope)
         source = None if edit is None else edit.source(self.encoders.vae, spec.steps)
@@ -159,13 +161,15 @@ class Engine:
             lambda step: tell(self._progress(step, leading)),
             source=source,
             context_BCFHW=context,
+            run=run,
         )
         tell(Progress("decode", 0, spec.num_frames))
         chunks: list[Tensor] = []
         for chunk_BTHWC in self.stream(latents):
             chunks.append(chunk_BTHWC[0])
             tell(Progress("decode", sum(map(len, chunks)), spec.num_frames))
-        return Video(torch.cat(chunks).numpy(), spec.fps)
+        made = Made(run.tier, run.asked, run.computed)
+        return Video(torch.cat(chunks).numpy(), spec.fps, made)
 
     def encode(
         self, spec: Spec, references: Sequence[Reference], scope: str = ""
@@ -203,6 +207,7 @@ class Engine:
         resume: Step | None = None,
         source: Source | None = None,
         context_BCFHW: Tensor | None = None,
+        run: Run | None = None,
     ) -> Tensor:
         """Latents [B, C, F, H, W] of B requests, one seed each.
 
@@ -211,6 +216,7 @@ class Engine:
             shape: of one request's latents, see `Preset.latent_shape`.
             source: a known clip to start from, see `engine.edit`.
             context_BCFHW: what VACE's context blocks read, see `engine.vace`.
+            run: in which tier, and who counts; a new one for every call. None is exact.
         """
         device = self.device
         family, num_subjects = self.preset.family, batch.refs_BSCHW.shape[1]
@@ -229,9 +235,10 @@ class Engine:
         if self.team is not None:
             conditions = self.team.own(conditions)
             each, watched = self.team.each, self.team.exchanging()
+        velocity = run or Run(self.velocity)
         with watched:
             latents = sample(
-                self.velocity, start, conditions, plan, guidance, on_step, resume, known, each
+                velocity, start, conditions, plan, guidance, on_step, resume, known, each
             )
         return latents[:, :, leading:]
 

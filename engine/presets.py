@@ -119,6 +119,7 @@ class Limits:
     max_prompt_chars: int = 2000
     min_fps: int = 1
     max_fps: int = 60
+    tiers: tuple[str, ...] = ("exact", "fast")  # see `engine.tiers`
 
 
 @dataclass(frozen=True)
@@ -360,6 +361,7 @@ VACE_1_3B = replace(
     dit=replace(
         PHANTOM_1_3B.dit, vace_layers=tuple(range(0, 30, 2)), vace_in_dim=_VACE_IN_DIM
     ),
+    limits=replace(WAN_1_3B.limits, tiers=("exact",)),
     defaults=replace(_WAN_DEFAULTS, guidance=5.0, shift=16.0),
 )
 
@@ -370,6 +372,7 @@ VACE_14B = replace(
     dit=replace(
         PHANTOM_14B.dit, vace_layers=tuple(range(0, 40, 5)), vace_in_dim=_VACE_IN_DIM
     ),
+    limits=replace(WAN_14B.limits, tiers=("exact",)),
     defaults=VACE_1_3B.defaults,
 )
 

@@ -20,6 +20,7 @@ Span = tuple[int, int]
 
 SOLVERS = ("euler", "unipc")
 GUIDANCE_MODES = ("single", "dual")
+TIERS = ("exact", "fast")  # see `engine.tiers`
 MAX_SEED = 2**53 - 1  # exact in JSON, in Lua and in JavaScript
 # Near white, as references of Wan-family models are padded, but no highlight.
 PAD_GREY = 235
@@ -71,7 +72,8 @@ class Guidance:
 
 @dataclass(frozen=True)
 class Spec:
-    """One request. Sides in px, `names` of the subjects in slot order."""
+    """One request. Sides in px, `names` of the subjects in slot order. `tier` other than "exact"
+    skips work at a loss."""
 
     prompt: str
     width: int
@@ -84,6 +86,7 @@ class Spec:
     seed: int = 0
     guidance: Guidance = field(default_factory=Guidance)
     solver: str = "euler"
+    tier: str = "exact"
 
     @classmethod
     def of(cls, preset: Preset, prompt: str, names: tuple[str, ...] = (), **given: Any) -> "Spec":
@@ -122,6 +125,8 @@ class Spec:
         _check_whole("seed", self.seed, 0, MAX_SEED)
         if self.solver not in SOLVERS:
             raise SpecError("solver", f"must be one of {', '.join(SOLVERS)}")
+        if self.tier not in limits.tiers:
+            raise SpecError("tier", f"must be one of {', '.join(limits.tiers)}")
         self.guidance.validate(limits.max_guidance)
 
     def _check_size(self, limits: Limits) -> None:

@@ -32,12 +32,25 @@ LABEL_PX = 16
 PAPER, INK = (255, 255, 255), (30, 30, 30)
 
 
+@dataclass(frozen=True)
+class Made:
+    """How a video was computed: its tier, forwards asked for and forwards computed in full."""
+
+    tier: str
+    asked: int
+    computed: int
+
+    def __str__(self) -> str:
+        return f"tier {self.tier}, {self.computed} of {self.asked} forwards computed"
+
+
 @dataclass(frozen=True, eq=False)
 class Video:
-    """frames: uint8 [T, H, W, 3], RGB. fps: frames a second."""
+    """frames: uint8 [T, H, W, 3], RGB. fps: frames a second. made: None where no engine did."""
 
     frames: Frames
     fps: int
+    made: Made | None = None
 
     def __post_init__(self) -> None:
         assert self.frames.dtype == np.uint8 and self.frames.ndim == 4
@@ -54,11 +67,12 @@ class Video:
 
     def mp4(self, scale: int = 1) -> bytes:
         """H.264, yuv420p, index first; each pixel enlarged to `scale` x `scale`. Same in, same out.
+        Its comment says how it was made.
 
         Raises:
             VideoError: the encoder or the disk refused.
         """
-        return mp4(self.frames, self.fps, scale)
+        return mp4(self.frames, self.fps, scale, "" if self.made is None else str(self.made))
 
     @classmethod
     def from_mp4(cls, content: bytes) -> Video:
@@ -120,7 +134,7 @@ class Video:
         return sheet
 
 
-def mp4(frames: Iterable[Frames], fps: int, scale: int = 1) -> bytes:
+def mp4(frames: Iterable[Frames], fps: int, scale: int = 1, comment: str = "") -> bytes:
     """What `Video.mp4` says, of frames [H, W, 3] of one size that are taken as they come.
 
     Raises:
@@ -131,7 +145,7 @@ def mp4(frames: Iterable[Frames], fps: int, scale: int = 1) -> bytes:
     try:
         with tempfile.TemporaryDirectory(prefix="troupe-") as folder:
             path = Path(folder) / "video.mp4"
-            _write_mp4(path, large, fps)
+            _write_mp4(path, large, fps, comment)
             return path.read_bytes()
     except (FFmpegError, OSError) as error:
         raise VideoError(f"cannot write the video: {error}") from error
@@ -145,12 +159,13 @@ def picture_bytes(image: Image.Image, format: str = "JPEG") -> bytes:
     return buffer.getvalue()
 
 
-def _write_mp4(path: Path, frames: Iterator[Frames], fps: int) -> None:
+def _write_mp4(path: Path, frames: Iterator[Frames], fps: int, comment: str) -> None:
     first = next(frames, None)
     if first is None:
         raise VideoError("cannot write the video: it has no frames")
     options = {"movflags": "faststart", "fflags": "+bitexact"}
     with av.open(str(path), "w", format="mp4", options=options) as container:
+        container.metadata["comment"] = comment
         stream = container.add_stream("libx264", rate=Fraction(fps))
         stream.height, stream.width = first.shape[:2]
         stream.pix_fmt = "yuv420p"

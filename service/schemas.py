@@ -95,6 +95,9 @@ class CreateVideo(_Closed):
     negative_prompt: Text | None = None
     model: str | None = None
     solver: Literal["euler", "unipc"] | None = None
+    tier: Literal["exact", "fast"] | None = Field(
+        None, description="fast: similar steps are skipped, at a loss; default: exact"
+    )
 
     @classmethod
     def parse(cls, fields: dict[str, Any]) -> "CreateVideo":
@@ -127,7 +130,8 @@ class CreateVideo(_Closed):
     def _given(self, preset: Preset) -> dict[str, Any]:
         """Spec fields that this request sets."""
         given: dict[str, Any] = {"seed": secrets.randbelow(2**32)}
-        for name in ("fps", "seed", "steps", "num_frames", "negative_prompt", "solver"):
+        plain = ("fps", "seed", "steps", "num_frames", "negative_prompt", "solver", "tier")
+        for name in plain:
             if (value := getattr(self, name)) is not None:
                 given[name] = value
         if self.size is not None:
@@ -205,6 +209,13 @@ class SubjectOut(BaseModel):
     reference: str
 
 
+class Forwards(BaseModel):
+    """How often the model was asked for a velocity, and how often that was computed in full."""
+
+    asked: int
+    computed: int
+
+
 class Timings(BaseModel):
     """Seconds spent, as far as known."""
 
@@ -247,6 +258,8 @@ class Video(BaseModel):
     seed: int
     steps: int
     solver: str
+    tier: str
+    forwards: Forwards | None = Field(None, description="Once it is made; tier exact: all of them")
     guidance: dict[str, Any]
     negative_prompt: str
 

@@ -48,6 +48,8 @@ def video(job: Job) -> Video:
         seed=spec.seed,
         steps=spec.steps,
         solver=spec.solver,
+        tier=spec.tier,
+        forwards=job.result.get("forwards"),
         guidance=job.request["spec"]["guidance"],
         negative_prompt=spec.negative_prompt,
     )

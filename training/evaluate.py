@@ -267,9 +267,9 @@ def from_engine(
         given: dict[str, Any] = {} if steps is None else {"steps": steps}
         frames, height, width = clips[0].frames.shape[:3]
         given |= {"num_frames": frames, "height": height, "width": width}
-        requests = [_request(engine, clip, given) for clip in clips]
+        requests = [request(engine, clip, given) for clip in clips]
         spec = requests[0][0]
-        encodings = [engine.encode(*request) for request in requests]
+        encodings = [engine.encode(*asked) for asked in requests]
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             latents = engine.sample(
                 stack([full for full, _ in encodings]),
@@ -285,7 +285,8 @@ def from_engine(
     return generate
 
 
-def _request(engine: Engine, clip: Clip, given: dict[str, Any]) -> tuple[Spec, list[Reference]]:
+def request(engine: Engine, clip: Clip, given: dict[str, Any]) -> tuple[Spec, list[Reference]]:
+    """The clip's caption and pictures as a request, with the fields that are given."""
     names = clip.caption.names
     references = [
         Reference.from_image(name, Image.fromarray(picture))

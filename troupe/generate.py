@@ -57,6 +57,9 @@ def generate(
     ] = None,
     negative: Annotated[str, typer.Option(help="What not to show.")] = "",
     solver: Annotated[str | None, typer.Option(help="euler or unipc.")] = None,
+    tier: Annotated[
+        str | None, typer.Option(help="exact, or fast: similar steps are skipped, at a loss.")
+    ] = None,
     video: Annotated[
         Path | None, typer.Option(help="A video to edit, mp4; stretched to --size.")
     ] = None,
@@ -94,6 +97,7 @@ def generate(
             "steps": steps,
             "seed": seed,
             "solver": solver,
+            "tier": tier,
             "negative_prompt": negative,
             "guidance": None if guidance is None else pull(engine.preset, guidance),
             "num_frames": num_frames(engine.preset, frames, seconds, fps),
@@ -134,7 +138,8 @@ def render(
     took = time.monotonic() - started
     enlarged = f", enlarged {scale} times to be seen" if (scale := video.view_scale()) > 1 else ""
     made = f"{path} ({spec.width}x{spec.height}{enlarged}) and {path.with_suffix('.png')}"
-    out.print(f"{made}: {took:.1f} s, not counting the start", markup=False)
+    skipped = "" if spec.tier == "exact" else f"; {video.made}"
+    out.print(f"{made}: {took:.1f} s, not counting the start{skipped}", markup=False)
 
 
 def write(

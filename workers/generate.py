@@ -113,6 +113,8 @@ def _make(claim: Claim, place: Station, engine: "Engine", work: Work) -> dict[st
     work.enter("store")
     result = work.keep(video, references)
     work.enter("commit")
+    if video.made is not None:
+        result["forwards"] = {"asked": video.made.asked, "computed": video.made.computed}
     return {**result, "timings": work.timings, "attempt": claim.attempt}
 
 

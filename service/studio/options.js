@@ -1,8 +1,8 @@
-// Size, length, steps, guidance, seed: what stands under "More".
+// Size, length, steps, guidance, seed, tier: what stands under "More".
 
 // The miniature's numbers, until the service has told its own.
 const MINIATURE = {
-  limits: { size_multiple: 8, min_side: 32, max_side: 128, max_pixels: 16384, min_frames: 5, max_frames: 33, max_steps: 200 },
+  limits: { size_multiple: 8, min_side: 32, max_side: 128, max_pixels: 16384, min_frames: 5, max_frames: 33, max_steps: 200, tiers: ["exact", "fast"] },
   defaults: { width: 96, height: 64, num_frames: 17, fps: 8, steps: 24, guidance: 2.5 },
 };
 const SHAPES = [[3, 2], [2, 3], [1, 1], [16, 9], [9, 16], [4, 3], [2, 1]];
@@ -27,12 +27,13 @@ export class Options {
       defaults: { ...MINIATURE.defaults, ...defaults },
     };
     const { limits: bound, defaults: usual } = this.#numbers;
-    const { size, num_frames, steps, guidance, fps } = this.#byId;
+    const { size, num_frames, steps, guidance, fps, tier } = this.#byId;
     size.replaceChildren(...sizes(bound, usual).map(([width, height]) => new Option(`${width} × ${height}`, `${width}x${height}`)));
     range(num_frames, bound.min_frames, bound.max_frames, 4, usual.num_frames);
     range(steps, 4, Math.min(bound.max_steps, Math.max(60, usual.steps)), 1, usual.steps);
     range(guidance, 1, 8, 0.25, usual.guidance);
     fps.value = usual.fps;
+    for (const option of tier.options) option.disabled = !bound.tiers.includes(option.value);
     this.#tell();
   }
 
@@ -53,7 +54,7 @@ export class Options {
 
   // Takes the numbers of an earlier video.
   take(video) {
-    const { size, num_frames, steps, guidance, fps, negative_prompt } = this.#byId;
+    const { size, num_frames, steps, guidance, fps, tier, negative_prompt } = this.#byId;
     if (![...size.options].some((option) => option.value === video.size)) {
       size.add(new Option(video.size.replace("x", " × "), video.size));
     }
@@ -62,6 +63,7 @@ export class Options {
     steps.value = video.steps;
     guidance.value = video.guidance?.scale ?? guidance.value;
     fps.value = video.fps;
+    tier.value = video.tier ?? "exact";
     negative_prompt.value = video.negative_prompt ?? "";
     this.seed = video.seed;
   }

@@ -153,11 +153,12 @@ function telling({ prompt, subjects }) {
   });
 }
 
-function facts({ size, seconds: length, fps, steps, seed, guidance, timings, model, model_digest: digest }) {
+function facts({ size, seconds: length, fps, steps, seed, guidance, tier, forwards, timings, model, model_digest: digest }) {
   const parts = [
     size.replace("x", " × "), `${Number(length).toFixed(1)} s at ${fps} fps`, `${steps} steps`,
     `guidance ${guidance.scale}`, `seed ${seed}`,
   ];
+  if (tier !== "exact") parts.push(forwards ? `${tier}: ${forwards.computed} of ${forwards.asked} forwards` : tier);
   if (timings.total_s) parts.push(`made in ${seconds(timings.total_s)}`);
   parts.push(digest ? `${model} ${digest.replace(/^sha256:/, "").slice(0, 8)}` : model);
   return parts.join(" · ");

@@ -19,7 +19,7 @@ let watching = null; // AbortController of the poll that runs
 let wasRefused = false; // after a refused submit, faults are told as faults
 
 const options = new Options(
-  all("size", "num_frames", "steps", "guidance", "fps", "seed", "negative_prompt"), $("more-summary"),
+  all("size", "num_frames", "steps", "guidance", "fps", "tier", "seed", "negative_prompt"), $("more-summary"),
 );
 const stage = new Stage(all(
   "frame", "empty", "preview", "player", "veil", "status", "stage-name", "stage-eta", "stage-detail",

@@ -71,6 +71,7 @@ def test_a_photograph_goes_in_and_a_video_comes_out_twice_the_same(
         assert seen[-1]["status"] == "completed", seen[-1]
         assert [one["progress"] for one in seen] == sorted(one["progress"] for one in seen)
         assert seen[-1]["timings"]["denoise_s"] > 0 and len(seen[-1]["model_digest"]) == 64
+        assert seen[-1]["forwards"]["computed"] == seen[-1]["forwards"]["asked"] > 0
         films.append(content(service, job["id"]).content)
     assert films[0] == films[1]
     kept = list((tmp_path / "kept").glob("*/*.safetensors"))

@@ -1,6 +1,7 @@
 """Video files: what a browser plays, and what comes back out of them."""
 
 import io
+from dataclasses import replace
 
 import av
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from PIL import Image
 
 from engine.errors import VideoError
-from engine.video import Video, mp4
+from engine.video import Made, Video, mp4
 from tests.engine.conftest import picture
 
 
@@ -59,6 +60,14 @@ def test_frames_that_come_one_by_one_make_the_same_file(scale):
     assert len(shown) == 5
     with pytest.raises(VideoError, match="no frames"):
         mp4(iter(()), 8)
+
+
+def test_the_file_says_how_it_was_made():
+    content = replace(moving(), made=Made("fast", 48, 20)).mp4()
+    with av.open(io.BytesIO(content)) as container:
+        assert container.metadata["comment"] == "tier fast, 20 of 48 forwards computed"
+    with av.open(io.BytesIO(moving().mp4())) as container:
+        assert "comment" not in container.metadata
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (128, 40)])

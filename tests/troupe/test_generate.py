@@ -27,6 +27,7 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
         ("guidance.scale", "--guidance"),
         ("subjects", "--subject"),
         ("solver", "--solver"),
+        ("tier", "--tier"),
         ("--seconds", "--seconds"),
     ],
 )
@@ -122,6 +123,7 @@ def test_writes_the_video_and_its_contact_sheet(random_model: Path, tmp_path: Pa
         (["--prompt=x", "--frames=6"], "--frames must be one more than a multiple of 4"),
         (["--prompt=x", "--guidance=nan"], "--guidance must lie between"),
         (["--prompt=x", "--solver=magic"], "--solver must be one of"),
+        (["--prompt=x", "--tier=magic"], "--tier must be one of exact, fast"),
         (["--prompt=x", "--steps=0"], "--steps must lie between"),
     ],
 )

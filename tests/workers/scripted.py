@@ -20,7 +20,7 @@ from engine.errors import CheckpointError, SpecError
 from engine.presets import MINIATURE, Preset
 from engine.runtime import STANDARD, Runtime
 from engine.spec import Reference, Spec
-from engine.video import Video
+from engine.video import Made, Video
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class ScriptedEngine:
             digest.update(one.name.encode() + one.rgb)
         frames = np.zeros((spec.num_frames, spec.height, spec.width, 3), np.uint8)
         frames[:] = list(digest.digest()[:3])
-        return Video(frames, spec.fps)
+        return Video(frames, spec.fps, Made(spec.tier, 2 * spec.steps, spec.steps))
 
     def _act(self, spec: Spec, step: int) -> None:
         time.sleep(self._step_s if "slow" in spec.prompt else 0)

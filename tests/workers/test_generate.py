@@ -48,6 +48,7 @@ def test_a_job_ends_with_its_video_stored_and_its_previews_gone(place: Station) 
     assert get(place.blobs, job.result["spritesheet"])[1:4] == b"PNG"
     assert set(job.result["timings"]) == {"encode_s", "denoise_s", "decode_s", "store_s"}
     assert job.result["attempt"] == 1
+    assert job.result["forwards"] == {"asked": 12, "computed": 6}
     assert files(place) == {"in", "out"}
 
 

@@ -82,14 +82,16 @@ def test_every_field_reaches_the_spec(client: TestClient, ledger: Ledger) -> Non
     answer = post(
         client, size="64x96", num_frames="13", fps="12", seed="5", steps="7", guidance="3.5",
         negative_prompt="blur", model="miniature", solver="unipc",
+        tier="fast",
     )  # fmt: skip
     assert spec_of(ledger, answer) == Spec(
         prompt="@anna waves", width=64, height=96, num_frames=13, fps=12, steps=7,
         names=("anna",), negative_prompt="blur", seed=5, guidance=Guidance(scale=3.5),
-        solver="unipc",
+        solver="unipc", tier="fast",
     )  # fmt: skip
     video = answer.json()
     assert (video["seed"], video["steps"], video["solver"]) == (5, 7, "unipc")
+    assert (video["tier"], video["forwards"]) == ("fast", None)
     assert video["guidance"]["scale"] == 3.5
 
 
@@ -158,11 +160,13 @@ def test_retrieve_follows_the_record(client: TestClient, ledger: Ledger) -> None
     assert (running["status"], running["progress"], running["step"]) == ("in_progress", 30, 3)
     assert (running["model_digest"], running["queue_position"]) == ("d1", None)
     assert running["eta_s"] is not None
-    ledger.commit(claim, {"timings": {"denoise_s": 1.5}, "warnings": ["odd"]})
+    made = {"forwards": {"asked": 20, "computed": 9}, "timings": {"denoise_s": 1.5}}
+    ledger.commit(claim, {**made, "warnings": ["odd"]})
     done = client.get(f"/v1/videos/{first}")
     video = done.json()
     assert (video["status"], video["progress"], video["queue_position"]) == ("completed", 100, None)
     assert video["completed_at"] >= video["created_at"]
+    assert video["tier"] == "exact" and video["forwards"] == made["forwards"]
     assert video["timings"]["denoise_s"] == 1.5 and "odd" in video["warnings"]
     assert "openai-poll-after-ms" not in done.headers
 

@@ -120,6 +120,7 @@ BAD: dict[str, tuple[Send, str | None, int]] = {
     "guidance a list": (form(guidance="[1]"), "guidance", 400),
     "another model": (form(model="sora-2"), "model", 400),
     "another solver": (form(solver="ddim"), "solver", 400),
+    "another tier": (form(tier="cheap"), "tier", 400),
     "JSON broken": (raw(b"{", "application/json"), None, 400),
     "JSON no object": (raw(b"[]", "application/json"), None, 400),
     "JSON twice a key": (

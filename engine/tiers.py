@@ -1,0 +1,144 @@
+"""Tiers: how much of every forward is really computed.
+
+    exact   all of it; the default
+    fast    First-Block cache: where the first block changes the video nearly as it did in the last
+            full forward, what all other blocks added then is added again, and they do not run
+
+Sources: chengzeyi/ParaAttention (README, "First Block Cache"), diffusers
+`hooks/first_block_cache.py`, to whose numbers this is tested; the idea is TeaCache's, arXiv
+2411.19108. Each of a run's conditions is compared with its own past only.
+
+The past is that of one run and of one request. A run that goes on from a saved step has none: its
+first forwards are full ones, so it need not end in the bytes of the run that was not stopped.
+
+Legend: B batch, C channels, F H W latents, L video tokens, M model dim.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from engine.dit import Condition, WanDiT
+from engine.errors import SpecError
+from engine.sample import Velocity
+from engine.spec import TIERS
+
+# Largest mean change of the first block's residual, relative, at which the past serves again.
+THRESHOLDS = {"fast": 0.1}
+
+
+class Run:
+    """The velocity of one run in a tier. Counts its forwards: `asked`, and `computed` in full.
+
+    Raises:
+        SpecError: a lossy tier, where a step is one program or there are context blocks.
+    """
+
+    def __init__(
+        self, velocity: Velocity, tier: str = "exact", threshold: float | None = None
+    ) -> None:
+        assert tier in TIERS, tier
+        self.tier = tier
+        self.asked = self.computed = 0
+        self._velocity = velocity
+        self._past: dict[int, tuple[Condition, _Branch]] = {}
+        if tier == "exact":
+            return
+        # Eager and regionally compiled steps are methods of a model; packages are not.
+        dit = getattr(velocity, "__self__", None)
+        if not isinstance(dit, WanDiT):
+            raise SpecError("tier", f"{tier!r} goes with compile modes 'eager' and 'inductor' only")
+        if dit.config.vace_layers or len(dit.blocks) < 2:
+            raise SpecError("tier", f"{tier!r} knows no context blocks, as this model has them")
+        self._dit = dit
+        self._threshold = THRESHOLDS[tier] if threshold is None else threshold
+
+    def __call__(self, x_BCFHW: Tensor, t_B: Tensor, condition: Condition) -> Tensor:
+        self.asked += 1
+        if self.tier == "exact":
+            self.computed += 1
+            return self._velocity(x_BCFHW, t_B, condition)
+        # Neighbours in a batch must not decide for each other.
+        assert len(x_BCFHW) == 1, "a lossy tier takes one request at a time"
+        if id(condition) not in self._past:
+            # The condition is kept beside, so that no other one can come by its number.
+            self._past[id(condition)] = condition, _Branch(self._dit, self._threshold)
+        _, branch = self._past[id(condition)]
+        v_BCFHW = branch.denoise(x_BCFHW, t_B, condition)
+        self.computed += not branch.past.serves
+        return v_BCFHW
+
+
+class _Past:
+    """What one condition's forwards leave for the next: what the first block changed, and what the
+    others added. `serves`: whether it does in the forward at hand."""
+
+    def __init__(self, threshold: float) -> None:
+        self.threshold = threshold
+        self.serves = False
+        self.change_BLM: Tensor | None = None
+        self.first_BLM: Tensor | None = None
+        self.added_BLM: Tensor | None = None
+
+    def begin(self, change_BLM: Tensor, first_BLM: Tensor) -> Tensor:
+        """Behind the first block: the last block's result if the past serves, else its own."""
+        self.serves = self._is_near(change_BLM)
+        if self.serves:
+            assert self.added_BLM is not None
+            return first_BLM + self.added_BLM
+        self.change_BLM, self.first_BLM = change_BLM, first_BLM
+        return first_BLM
+
+    def end(self, last_BLM: Tensor) -> None:
+        """Behind the last block of a full forward."""
+        assert self.first_BLM is not None
+        self.added_BLM, self.first_BLM = last_BLM - self.first_BLM, None
+
+    def _is_near(self, change_BLM: Tensor) -> bool:
+        if self.change_BLM is None:
+            return False
+        moved = (change_BLM - self.change_BLM).abs().mean()
+        return bool(moved < self.threshold * self.change_BLM.abs().mean())
+
+
+class _Branch:
+    """A twin of the model whose blocks look at a past; shares every parameter with the model."""
+
+    def __init__(self, dit: WanDiT, threshold: float) -> None:
+        self.past = _Past(threshold)
+        first, *others = dit.blocks.children()
+        blocks = [
+            _First(first, self.past),
+            *(_Other(block, self.past, block is others[-1]) for block in others),
+        ]
+        twin = copy.copy(dit)
+        # A dictionary of its own, or the assignment below would reach the original.
+        twin.__dict__["_modules"] = {**dit._modules, "blocks": nn.ModuleList(blocks)}
+        self.denoise = twin.denoise
+
+
+class _First(nn.Module):
+    def __init__(self, block: nn.Module, past: _Past) -> None:
+        super().__init__()
+        self.block, self.past = block, past
+
+    def forward(self, x_BLM: Tensor, *rest: Any) -> Tensor:
+        y_BLM = self.block(x_BLM, *rest)
+        return self.past.begin(y_BLM - x_BLM, y_BLM)
+
+
+class _Other(nn.Module):
+    def __init__(self, block: nn.Module, past: _Past, is_last: bool) -> None:
+        super().__init__()
+        self.block, self.past, self.is_last = block, past, is_last
+
+    def forward(self, x_BLM: Tensor, *rest: Any) -> Tensor:
+        if self.past.serves:
+            return x_BLM
+        y_BLM = cast(Tensor, self.block(x_BLM, *rest))
+        if self.is_last:
+            self.past.end(y_BLM)
+        return y_BLM
