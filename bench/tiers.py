@@ -64,10 +64,13 @@ def film(
     case: evaluate.Case,
     seed: int,
     threshold: float,
-    guidance: Guidance | None,
+    asked: argparse.Namespace,
 ) -> Film:
     """The case's video, made at this threshold; 0 is exact."""
-    spec, references = evaluate.request(engine, case.clip, {})
+    given: dict[str, Any] = {} if asked.steps is None else {"steps": asked.steps}
+    if asked.dual:
+        given["guidance"] = Guidance("dual")
+    spec, references = evaluate.request(engine, case.clip, given)
     batch, negative = (stack([part]) for part in engine.encode(spec, references))
     run = Run(engine.velocity, "fast" if threshold else "exact", threshold)
     begun = time.thread_time()
@@ -77,7 +80,7 @@ def film(
         [seed],
         engine.preset.latent_shape(spec.width, spec.height, spec.num_frames),
         flow.schedule(spec.solver, spec.steps, engine.preset.defaults.shift),
-        guidance or spec.guidance,
+        spec.guidance,
         run=run,
     )
     seconds = time.thread_time() - begun
@@ -119,11 +122,10 @@ def measure(asked: argparse.Namespace, console: Console) -> dict[str, Any]:
         for num in SUBJECTS
         for case in evaluate.prepare(evaluate.sample_clips(each, num), tools)
     ]
-    guidance = Guidance("dual") if asked.dual else None
     films: dict[float, list[Film]] = {threshold: [] for threshold in (0.0, *asked.thresholds)}
     for seed, case in enumerate(track(cases, "videos", console=console)):
         for threshold, row in films.items():
-            row.append(film(engine, tools, case, seed, threshold, guidance))
+            row.append(film(engine, tools, case, seed, threshold, asked))
     if asked.sheet:
         draw(films, asked.sheet)
     rows = {f"{threshold:g}": summary(row, films[0.0]) for threshold, row in films.items()}
@@ -158,6 +160,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--thresholds", default="0.05,0.1,0.2", help="of `fast`, with commas")
     parser.add_argument("--cases", type=int, default=12, help="videos, in all (12)")
+    parser.add_argument("--steps", type=int, default=None, help="denoising steps (the model's own)")
     parser.add_argument("--dual", action="store_true", help="three forwards a step")
     parser.add_argument("--model", type=Path, default=Path("models/miniature"))
     parser.add_argument("--instruments", type=Path, default=None, help="folder (the model's)")

@@ -20,6 +20,7 @@ load strictly; what the stream adds begins with one of `STREAM_PARAMETERS`.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -83,7 +84,11 @@ class Condition(NamedTuple):
         """Every row `times` times in succession."""
         if times == 1:
             return self
-        return Condition(*(_repeated(part, times) for part in self))
+        return Condition(*(_each(part, lambda x: x.repeat_interleave(times, 0)) for part in self))
+
+    def rows(self, start: int, stop: int) -> "Condition":
+        """Only these rows."""
+        return Condition(*(_each(part, lambda x: x[start:stop]) for part in self))
 
 
 class Block(nn.Module):
@@ -422,11 +427,11 @@ def projected(
     )
 
 
-def _repeated(part: Any, times: int) -> Any:
-    """Rows of every tensor in nested tuples, each `times` times; other values as they are."""
+def _each(part: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Nested tuples with every tensor changed; other values as they are."""
     if isinstance(part, Tensor):
-        return part.repeat_interleave(times, dim=0)
+        return change(part)
     if not isinstance(part, tuple):
         return part
-    parts = [_repeated(each, times) for each in part]
+    parts = [_each(one, change) for one in part]
     return type(part)(*parts) if hasattr(part, "_fields") else tuple(parts)

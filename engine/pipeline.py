@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from engine import checkpoint, families, flow
+from engine import batching, checkpoint, families, flow
 from engine.cache import EncodingCache
 from engine.compile import velocity_of
 from engine.dit import WanDiT
@@ -171,6 +171,28 @@ class Engine:
         made = Made(run.tier, run.asked, run.computed)
         return Video(torch.cat(chunks).numpy(), spec.fps, made)
 
+    def generate_many(
+        self, specs: Sequence[Spec], references: Sequence[Sequence[Reference]], scope: str = ""
+    ) -> Iterator[Video]:
+        """Videos of several requests, in their order; those that are alike share their forwards.
+
+        Args:
+            references: of each request, as for `generate`.
+
+        Raises:
+            SpecError: a request is not one that this model can serve; before the first video.
+        """
+        for spec in specs:
+            spec.validate(self.preset.limits)
+        asked = list(zip(specs, references, strict=True))
+        made: dict[int, Video] = {}
+        told = 0
+        for group in batching.groups(self.preset, specs):
+            made |= zip(group, self._together([asked[n] for n in group], scope), strict=True)
+            while told in made:
+                yield made.pop(told)
+                told += 1
+
     def encode(
         self, spec: Spec, references: Sequence[Reference], scope: str = ""
     ) -> tuple[Encodings, Encodings]:
@@ -194,6 +216,31 @@ class Engine:
 
         return kept(text, spans, ordered), kept(spec.negative_prompt, (), ())
 
+    def _together(
+        self, asked: Sequence[tuple[Spec, Sequence[Reference]]], scope: str
+    ) -> Iterator[Video]:
+        """The videos of requests that are alike (`engine.batching`), denoised as one batch."""
+        specs = [spec for spec, _ in asked]
+        first = specs[0]
+        run = Run(self.velocity, first.tier)
+        pairs = [self.encode(spec, references, scope) for spec, references in asked]
+        context = None
+        if self.preset.family == "vace":
+            context = torch.cat([self._context(first, full, None) for full, _ in pairs])
+        latents = self.sample(
+            stack([full for full, _ in pairs]),
+            stack([negative for _, negative in pairs]),
+            [spec.seed for spec in specs],
+            self.preset.latent_shape(first.width, first.height, first.num_frames),
+            flow.schedule(first.solver, first.steps, self.preset.defaults.shift),
+            first.guidance,
+            context_BCFHW=context,
+            run=run,
+        )
+        made = Made(run.tier, run.asked, run.computed)
+        for spec, one in zip(specs, latents.split(1), strict=True):
+            yield Video(self.decode(one)[0].numpy(), spec.fps, made)
+
     @torch.no_grad()
     def sample(
         self,
@@ -209,7 +256,7 @@ class Engine:
         context_BCFHW: Tensor | None = None,
         run: Run | None = None,
     ) -> Tensor:
-        """Latents [B, C, F, H, W] of B requests, one seed each.
+        """Latents [B, C, F, H, W] of B requests, one seed each; as many share a forward as it pays.
 
         Args:
             negative: encodings of the negative prompts; one row serves all.
@@ -235,7 +282,8 @@ class Engine:
         if self.team is not None:
             conditions = self.team.own(conditions)
             each, watched = self.team.each, self.team.exchanging()
-        velocity = run or Run(self.velocity)
+        run = run or Run(self.velocity)
+        velocity = batching.limited(run, batching.room(self.preset, shape, num_subjects, run.tier))
         with watched:
             latents = sample(
                 velocity, start, conditions, plan, guidance, on_step, resume, known, each

@@ -146,7 +146,8 @@ class Preset:
 
     References are letter-boxed to `reference_width` x `reference_height` px; 0 means the size of
     the requested video. `family` says how the transformer is shown its subjects, see
-    `engine.families`.
+    `engine.families`. knee: tokens in a forward from which on more requests beside each other gain
+    nothing (`engine.batching`).
     """
 
     name: str
@@ -159,6 +160,7 @@ class Preset:
     reference_width: int
     reference_height: int
     family: str = "identity"
+    knee: int = 8192  # by arithmetic, for Wan on a large card: docs/decisions.md
 
     def latent_shape(self, width: int, height: int, num_frames: int) -> tuple[int, int, int, int]:
         """(C, F, H, W) of a video's latents; sides in px."""
@@ -238,6 +240,7 @@ MINIATURE = Preset(
     ),
     reference_width=64,
     reference_height=64,
+    knee=1280,  # measured on a CPU, docs/benchmarks.md
 )
 
 _WAN_VAE = VAEConfig(

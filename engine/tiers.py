@@ -34,7 +34,8 @@ class Run:
     """The velocity of one run in a tier. Counts its forwards: `asked`, and `computed` in full.
 
     Raises:
-        SpecError: a lossy tier, where a step is one program or there are context blocks.
+        SpecError: a lossy tier, where a step is one program, the model has context blocks, or the
+            sequence is shared out over processes.
     """
 
     def __init__(
@@ -53,6 +54,9 @@ class Run:
             raise SpecError("tier", f"{tier!r} goes with compile modes 'eager' and 'inductor' only")
         if dit.config.vace_layers or len(dit.blocks) < 2:
             raise SpecError("tier", f"{tier!r} knows no context blocks, as this model has them")
+        if dit.split is not None:
+            # Each process would decide by its own part of the video.
+            raise SpecError("tier", f"{tier!r} knows no sequence shared out over processes")
         self._dit = dit
         self._threshold = THRESHOLDS[tier] if threshold is None else threshold
 

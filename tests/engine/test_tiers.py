@@ -72,7 +72,7 @@ def test_it_says_what_diffusers_says():
     theirs = diffusers_twin(model)
     theirs.enable_cache(FirstBlockCacheConfig(threshold=OFTEN))
     run = Run(model.denoise, "fast", OFTEN)
-    texts = {"cond": given["text"], "uncond": given["text"].flip(1)}
+    texts = {"cond": given["text"], "uncond": -2 * given["text"]}
     conditions = {name: model.condition(text) for name, text in texts.items()}
     x, skipped = given["x"], []
     for t in torch.linspace(0.95, 0.05, 8, dtype=torch.float64):
@@ -175,6 +175,10 @@ def test_what_cannot_skip_says_so(tmp_path):
     vace = VaceDiT(replace(TOY, subject_layers=0, vace_layers=(0, 2), vace_in_dim=36))
     with pytest.raises(SpecError, match="context blocks"):
         Run(vace.denoise, "fast")
+    shared = random_dit()
+    shared.split = object()
+    with pytest.raises(SpecError, match="shared out over processes"):
+        Run(shared.denoise, "fast")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,83 @@
+"""How many requests share a forward. Together small ones take less than one after another, until
+the processor is busy: from there on (`Preset.knee`, tokens in a forward) more company gains nothing
+and takes memory.
+
+What a request becomes does not depend on its company, but for the order in which products are
+summed: largest difference of its latents 2e-5 on the miniature in fp32 (docs/benchmarks.md).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+
+import torch
+from torch import Tensor
+
+from engine.dit import Condition
+from engine.presets import Preset
+from engine.sample import Velocity
+from engine.spec import Spec
+
+
+def tokens(preset: Preset, shape: tuple[int, int, int, int], num_subjects: int) -> int:
+    """Video tokens of one request in a forward. shape: of its latents, see `latent_shape`."""
+    _, frames, height, width = shape
+    if preset.family != "identity":
+        frames += num_subjects
+    return frames * height * width // math.prod(preset.dit.patch)
+
+
+def room(
+    preset: Preset, shape: tuple[int, int, int, int], num_subjects: int, tier: str = "exact"
+) -> int:
+    """How many such requests go in one forward: up to the knee, but one where the tier is lossy,
+    for each decides by its own past what to skip."""
+    return max(1, preset.knee // tokens(preset, shape, num_subjects)) if tier == "exact" else 1
+
+
+def alike(spec: Spec) -> Hashable:
+    """What requests must have in common to share their forwards."""
+    shape = spec.width, spec.height, spec.num_frames, len(spec.names)
+    return *shape, spec.steps, spec.solver, spec.guidance, spec.tier
+
+
+def groups(preset: Preset, specs: Sequence[Spec]) -> list[list[int]]:
+    """Numbers of the requests that go together; the groups in the order of their first."""
+    found: list[list[int]] = []
+    open_groups: dict[Hashable, list[int]] = {}
+    for number, spec in enumerate(specs):
+        shape = preset.latent_shape(spec.width, spec.height, spec.num_frames)
+        group = open_groups.get(alike(spec))
+        if group is None or len(group) == room(preset, shape, len(spec.names), spec.tier):
+            group = open_groups[alike(spec)] = []
+            found.append(group)
+        group.append(number)
+    return found
+
+
+def limited(velocity: Velocity, rows: int) -> Velocity:
+    """The velocity of a batch of any size in forwards of at most `rows` rows, of even sizes.
+
+    It belongs to one run and keeps the parts of that run's conditions: a part is the same object
+    at every step, as the lossy tiers need it (`engine.tiers`).
+    """
+    kept: dict[int, tuple[Condition, list[Condition]]] = {}
+
+    def parts(condition: Condition, num_rows: int, size: int) -> list[Condition]:
+        if id(condition) not in kept:
+            starts = range(0, num_rows, size)
+            kept[id(condition)] = condition, [condition.rows(a, a + size) for a in starts]
+        return kept[id(condition)][1]
+
+    def in_parts(x_BCFHW: Tensor, t_B: Tensor, condition: Condition) -> Tensor:
+        num_rows = len(x_BCFHW)
+        if num_rows <= rows:
+            return velocity(x_BCFHW, t_B, condition)
+        size = math.ceil(num_rows / math.ceil(num_rows / rows))
+        given = zip(
+            x_BCFHW.split(size), t_B.split(size), parts(condition, num_rows, size), strict=True
+        )
+        return torch.cat([velocity(*each) for each in given])
+
+    return in_parts
