@@ -3,7 +3,7 @@ the processor is busy: from there on (`Preset.knee`, tokens in a forward) more c
 and takes memory.
 
 What a request becomes does not depend on its company, but for the order in which products are
-summed: largest difference of its latents 2e-5 on the miniature in fp32 (docs/benchmarks.md).
+summed: its latents by 3e-5 at most on the miniature in fp32 (docs/benchmarks.md).
 """
 
 from __future__ import annotations

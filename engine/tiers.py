@@ -26,7 +26,7 @@ from engine.errors import SpecError
 from engine.sample import Velocity
 from engine.spec import TIERS
 
-# Largest mean change of the first block's residual, relative, at which the past serves again.
+# Mean change of the first block's residual, relative, below which the past serves (bench.tiers).
 THRESHOLDS = {"fast": 0.1}
 
 
@@ -34,8 +34,8 @@ class Run:
     """The velocity of one run in a tier. Counts its forwards: `asked`, and `computed` in full.
 
     Raises:
-        SpecError: a lossy tier, where a step is one program, the model has context blocks, or the
-            sequence is shared out over processes.
+        SpecError: a lossy tier, where a step is one program or one module, the model has context
+            blocks, or the sequence is shared out over processes.
     """
 
     def __init__(
@@ -51,7 +51,8 @@ class Run:
         # Eager and regionally compiled steps are methods of a model; packages are not.
         dit = getattr(velocity, "__self__", None)
         if not isinstance(dit, WanDiT):
-            raise SpecError("tier", f"{tier!r} goes with compile modes 'eager' and 'inductor' only")
+            modes = "compile modes 'eager' and 'inductor', without offload=group"
+            raise SpecError("tier", f"{tier!r} goes with {modes}")
         if dit.config.vace_layers or len(dit.blocks) < 2:
             raise SpecError("tier", f"{tier!r} knows no context blocks, as this model has them")
         if dit.split is not None:

@@ -1,4 +1,4 @@
-"""The bench of tiers from its command line, on a random model: shape and the figures that must be."""
+"""The bench of tiers on a random model: the shape of its answer, and figures that must be."""
 
 import json
 from pathlib import Path
