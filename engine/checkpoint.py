@@ -12,12 +12,14 @@ holds the digests of all files, names the model.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -130,8 +132,12 @@ def save_folder(
     manifest: Manifest,
     files: Mapping[str, bytes | Path],
     overwrite: bool = False,
+    moved: Path | None = None,
 ) -> Manifest:
     """Writes a model folder whole or not at all; returns the manifest with the files' digests.
+
+    Args:
+        moved: a folder on the same disk whose files are moved, not copied.
 
     Raises:
         CheckpointError: the folder exists and `overwrite` is off, or a file name is not plain.
@@ -139,20 +145,55 @@ def save_folder(
     folder = Path(folder)
     if not overwrite:
         check_new(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with drafting(folder) as draft:
         for name, content in files.items():
             _check_name(name)
-            _write(draft / name, content)
+            if isinstance(content, Path) and content.parent == moved:
+                os.replace(content, draft / name)
+                _sync(draft / name)
+            else:
+                _write(draft / name, content)
         digests = {name: sha256(draft / name) for name in files}
         manifest = replace(manifest, files=digests)
         _write(draft / MANIFEST, manifest.to_bytes())
         draft.chmod(0o755)
         _swap(draft, folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return manifest
+
+
+@contextmanager
+def drafting(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder` to write in, gone afterwards. What killed processes left of their
+    own is removed first: it is locked while its process lives."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{folder.name}.draft-"
+    for old in folder.parent.iterdir():
+        lock = _lock(old) if old.name.startswith(prefix) else None
+        if lock is not None:
+            shutil.rmtree(old, ignore_errors=True)
+            os.close(lock)
+    draft = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
+    lock = _lock(draft)
+    try:
+        yield draft
+    finally:
+        if lock is not None:
+            os.close(lock)
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _lock(folder: Path) -> int | None:
+    """A handle, with which the folder is locked; None where somebody else has it, or none can."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
 
 
 def check_new(folder: Path) -> None:
@@ -330,6 +371,11 @@ def _write(path: Path, content: bytes | Path) -> None:
             with content.open("rb") as source:
                 shutil.copyfileobj(source, file)
         file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
         os.fsync(file.fileno())
 
 

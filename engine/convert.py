@@ -15,7 +15,6 @@ made; it appears whole or not at all.
 from __future__ import annotations
 
 import inspect
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -85,15 +84,10 @@ def convert(
     if manifest.resolve().family == "identity" and not _has_stream(dit):
         manifest = replace(manifest, configs=_merged(manifest.configs, PLAIN))
     sizes = manifest.resolve()
-    with tempfile.TemporaryDirectory(prefix=".convert-", dir=_parent(target)) as draft:
-        files = _models(sizes, sources, dit, Path(draft), tell)
+    with checkpoint.drafting(target) as draft:
+        files = _models(sizes, sources, dit, draft, tell)
         tell("writing")
-        return checkpoint.save_folder(target, manifest, files)
-
-
-def _parent(target: Path) -> Path:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    return target.parent
+        return checkpoint.save_folder(target, manifest, files, moved=draft)
 
 
 def _models(

@@ -243,8 +243,12 @@ def read_edit(
     marked = None
     if mask is not None:
         size = (spec.width, spec.height)
-        grey = _read_picture(mask, "mask", "white where the video is made anew").convert("L")
-        marked = np.array(grey.resize(size)) > 127
+        picture = _read_picture(mask, "mask", "white where the video is made anew")
+        # What is transparent is not white, whatever colour hides there.
+        shown = Image.alpha_composite(
+            Image.new("RGBA", picture.size, "black"), picture.convert("RGBA")
+        )
+        marked = np.array(shown.convert("L").resize(size)) > 127
         if not marked.any():
             raise SpecError("mask", f"{mask} has no white, which is where the video is made anew")
     strength = STRENGTH if strength is None else strength

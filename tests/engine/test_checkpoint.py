@@ -2,7 +2,10 @@
 
 import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ from engine import checkpoint
 from engine.checkpoint import (
     GRID_STEP,
     Manifest,
+    drafting,
     load_strict,
     on_grid,
     read_tensors,
@@ -22,6 +26,7 @@ from engine.checkpoint import (
 from engine.errors import CheckpointError
 from engine.presets import MINIATURE
 
+ROOT = Path(__file__).resolve().parents[2]
 FILES = {"a.safetensors": b"weights", "b.json": b"{}"}
 
 
@@ -206,6 +211,49 @@ def test_a_grid_comes_back_within_half_a_step(tmp_path, outlier):
     size = float(weight.square().mean().sqrt())
     assert step == pytest.approx(max(size / 6, outlier / 127), rel=0.01)
     assert torch.equal(found["b"], weight[1].bfloat16().float())
+
+
+def test_drafts_of_killed_processes_go_and_those_of_living_ones_stay(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path; from engine.checkpoint import drafting\n"
+        "with drafting(Path(sys.argv[1])) as draft:\n"
+        "    (draft / 'half').write_bytes(b'x'); print(draft.name, flush=True); time.sleep(600)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "model")]
+    children = [
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    killed, alive = (child.stdout.readline().strip() for child in children)
+    children[0].kill()
+    children[0].wait()
+    (tmp_path / ".other.draft-x").mkdir()
+    try:
+        with drafting(tmp_path / "model") as draft:
+            found = {path.name for path in tmp_path.iterdir()}
+            assert found == {draft.name, alive, ".other.draft-x"} and killed not in found
+            with drafting(tmp_path / "model") as inner:
+                assert draft.is_dir() and inner.is_dir()
+    finally:
+        children[1].kill()
+        for child in children:
+            child.wait()
+            child.stdout.close()
+    assert {path.name for path in tmp_path.iterdir()} == {alive, ".other.draft-x"}
+
+
+def test_files_of_a_draft_are_moved_and_others_copied(tmp_path):
+    """Written once; the caller's own files stay where they are and share nothing."""
+    (tmp_path / "own.json").write_bytes(b"own")
+    with drafting(tmp_path / "model") as draft:
+        (draft / "dit").write_bytes(b"dit")
+        number = (draft / "dit").stat().st_ino
+        files = {"dit.safetensors": draft / "dit", "own.json": tmp_path / "own.json"}
+        save_folder(tmp_path / "model", Manifest(preset="miniature"), files, moved=draft)
+        assert not (draft / "dit").exists()
+    verify(tmp_path / "model")
+    assert (tmp_path / "model" / "dit.safetensors").stat().st_ino == number
+    (tmp_path / "own.json").write_bytes(b"changed")
+    verify(tmp_path / "model")
 
 
 def test_a_matrix_of_zeros_has_no_grid():

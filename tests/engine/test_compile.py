@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from engine.compile import (
 )
 from engine.dit import Condition, WanDiT
 from engine.errors import BackendError
-from engine.packages import PROGRAM, key
+from engine.packages import PROGRAM, Packages, key
 from engine.spec import Guidance, Spec
 from tests.engine.conftest import TOY, TOY_PRESET, random_dit, random_engine, random_inputs
 
@@ -201,6 +202,23 @@ def test_a_package_follows_the_weights_without_another_build(store, builds):
     assert apart(beside(x, t, condition), new.denoise(x, t, condition)) < TOLERANCE
     assert apart(velocity(x, t, condition), dit.denoise(x, t, condition)) < TOLERANCE
     assert len(builds) <= 1 and len(list(store.iterdir())) == 1
+
+
+def test_a_package_of_another_torch_is_never_opened(tmp_path, caplog):
+    """Neither under its own name nor, brought here by hand, under ours."""
+    call = lay_flat(*arguments(random_dit(SMALL)))
+    own = parts_of(random_dit(SMALL), call, "aoti")
+    packages = Packages(tmp_path)
+    foreign = own | {"torch": "2.12.0+cu130 13.0"}
+    theirs = packages.get_or(foreign, lambda path: path.write_bytes(b"theirs"))
+    ours = packages.get_or(own, lambda path: path.write_bytes(b"ours"))
+    assert (theirs.read_bytes(), ours.read_bytes()) == (b"theirs", b"ours")
+    shutil.rmtree(ours.parent)
+    theirs.parent.rename(ours.parent)
+    with caplog.at_level(logging.WARNING):
+        again = packages.get_or(own, lambda path: path.write_bytes(b"again"))
+    assert again == ours and again.read_bytes() == b"again"
+    assert "built for something else than its name says" in caplog.text
 
 
 def test_a_damaged_package_is_never_opened(store, builds, monkeypatch, caplog):

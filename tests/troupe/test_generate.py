@@ -3,14 +3,16 @@
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
 from engine.errors import SpecError
 from engine.presets import MINIATURE, PHANTOM_1_3B
-from engine.spec import Guidance
-from troupe.generate import num_frames, option_of, parse_size, pull, read_subjects
+from engine.spec import Guidance, Spec
+from engine.video import Video
+from troupe.generate import num_frames, option_of, parse_size, pull, read_edit, read_subjects
 from troupe.main import app
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -192,6 +194,21 @@ def test_a_video_is_edited(tmp_path: Path) -> None:
     assert edited.exit_code == 0, edited.output
     with av.open(str(second)) as container:
         assert len(list(container.decode(video=0))) == 9
+
+
+def test_what_is_transparent_in_a_mask_is_not_white(tmp_path: Path) -> None:
+    """White shows on the left; on the right white and black lie under full transparency."""
+    mask = Image.new("RGBA", (48, 32), (255, 255, 255, 0))
+    mask.paste((255, 255, 255, 255), (0, 0, 16, 32))
+    mask.paste((0, 0, 0, 0), (32, 0, 48, 32))
+    mask.save(tmp_path / "mask.png")
+    spec = Spec.of(MINIATURE, "a meadow", width=48, height=32, num_frames=5)
+    old = Video(np.zeros((5, 32, 48, 3), np.uint8), 8)
+    edit = read_edit(old, None, tmp_path / "mask.png", spec)
+    assert edit.mask is not None and edit.mask[:, :16].all() and not edit.mask[:, 16:].any()
+    Image.new("RGBA", (48, 32), (255, 255, 255, 0)).save(tmp_path / "mask.png")
+    with pytest.raises(SpecError, match="no white"):
+        read_edit(old, None, tmp_path / "mask.png", spec)
 
 
 def test_guidance_keeps_the_presets_kind() -> None:

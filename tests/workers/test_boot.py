@@ -94,6 +94,16 @@ def test_a_runtime_that_cannot_be_had_is_announced(
     assert found.state.message.startswith("device=cuda:99 is not there; torch sees cpu")
 
 
+def test_what_serves_goes_on_when_a_later_load_is_refused(
+    station: Station, folder: Path
+) -> None:
+    station.load()
+    serving = station.engine
+    (folder / "broken").write_text("dit.safetensors: blocks.0 holds numbers that are not finite")
+    station.load()
+    assert station.engine is serving and station.state.state == "idle"
+
+
 def test_a_flipped_byte_is_found_by_the_real_loader(settings: Settings, tmp_path: Path) -> None:
     from engine.checkpoint import Manifest, save_folder
 
