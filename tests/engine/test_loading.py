@@ -8,9 +8,12 @@ import torch
 from safetensors.torch import load_file
 
 from engine import loading
+from engine.attention import Choice
 from engine.checkpoint import MANIFEST, Manifest, save_folder
 from engine.errors import BackendError, CheckpointError
+from engine.loading import check_memory
 from engine.pipeline import Engine
+from engine.placement import Placement
 from engine.presets import MINIATURE
 from engine.quantize import is_large, stored_bytes
 from engine.runtime import Runtime
@@ -77,6 +80,18 @@ def test_work_counts_where_the_weights_alone_would_fit(loud_model, monkeypatch):
 def test_what_is_small_is_not_counted(loud_model, monkeypatch):
     needing(monkeypatch, free=10**12, work=10**15)
     Engine.load(loud_model, runtime=Runtime(device="cpu"))
+
+
+@pytest.mark.parametrize(("card", "host"), [(10**6, 10**12), (10**12, 10**6)])
+def test_what_is_offloaded_needs_room_too(loud_model, monkeypatch, card, host):
+    """On the card for its turn, and on the CPU meanwhile."""
+    place = Placement(torch.device("cuda", 0), torch.bfloat16, Choice("native", ""))
+    monkeypatch.setattr(loading, "work_of", lambda preset, tile: [("dit", 0)])
+    free = {"cuda": card, "cpu": host}
+    monkeypatch.setattr(loading, "free_bytes", lambda device: free[device.type])
+    with pytest.raises(BackendError, match="on cuda:0" if card < host else "on cpu") as caught:
+        check_memory(loud_model, MINIATURE, Runtime(offload="encoders"), place)
+    assert ("offload=group" in str(caught.value)) == (card < host)
 
 
 def test_the_work_is_that_of_the_largest_default_request():
