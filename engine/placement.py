@@ -41,7 +41,7 @@ class Placement(NamedTuple):
         name = next(name for name, dtype in DTYPES.items() if dtype == self.dtype)
         full = replace(runtime, device=str(self.device), dtype=name)
         values = asdict(full) | {"attention": self.attention.backend}
-        told = ",".join(f"{key}={value}" for key, value in values.items())
+        told = ", ".join(f"{key}={value}" for key, value in values.items())
         return f"{told} ({self.attention.reason})"
 
 

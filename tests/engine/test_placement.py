@@ -40,8 +40,8 @@ def test_auto_without_a_card_is_fp32_on_the_cpu():
     assert (place.device, place.dtype) == (torch.device("cpu"), torch.float32)
     assert place.attention.backend == "native"
     told = place.told(STANDARD)
-    assert told.startswith("device=cpu,dtype=fp32,") and "attention=native" in told
-    assert Runtime.parse(told.split(" ")[0]).dtype == "fp32"
+    assert told.startswith("device=cpu, dtype=fp32, ") and "attention=native" in told
+    assert Runtime.parse(told.split(" (")[0]).dtype == "fp32"
 
 
 @NO_CARD

@@ -52,13 +52,13 @@ def test_what_auto_is_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TROUPE_RUNTIME", raising=False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     found = doctor.runtime()
-    assert found.level == "ok" and found.detail.startswith("device=cpu,dtype=fp32,weights=full,")
+    assert found.level == "ok" and found.detail.startswith("device=cpu, dtype=fp32, weights=full, ")
     assert found.detail.endswith("attention=native (torch's own, as always on a CPU)")
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     found = doctor.runtime()
-    assert found.detail.startswith("device=cuda:0,dtype=bf16")
+    assert found.detail.startswith("device=cuda:0, dtype=bf16")
     assert found.detail.endswith("(torch's own; flash3: it is not installed)")
 
     monkeypatch.setenv("TROUPE_RUNTIME", "compile=inductor,attention=flash9")
