@@ -223,10 +223,11 @@ def swapped(seen: Observation, clip: Clip, references_SE: Floats) -> NDArray[np.
     way_TS = np.take_along_axis(way_TDS, np.maximum(who_TS, 0)[:, None, :], axis=1)[:, 0]
     counts_TS = shown(clip) & alone_TS & (who_TS != NOBODY) & (way_TS < GATE)
     cosine_TDS = seen.embedding_TDE @ references_SE.T
+    needed = min(2, len(counts_TS))
     verdict = np.zeros(num_subjects, bool)
     for k in range(num_subjects):
         rows = counts_TS[:, k].nonzero()[0]
-        if num_subjects > 1 and len(rows) >= 2:
+        if num_subjects > 1 and len(rows) >= needed:
             verdict[k] = cosine_TDS[rows, who_TS[rows, k]].mean(0).argmax() != k
     return verdict
 

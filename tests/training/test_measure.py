@@ -109,6 +109,23 @@ def test_exchanged_roles_are_swapped_and_still_themselves() -> None:
     assert np.mean(judged) > 0.95
 
 
+def test_a_still_is_judged_by_its_one_frame() -> None:
+    judged = []
+    for seed in range(20):
+        scene = sample_scene(np.random.default_rng(seed), 2)
+        first, second = (role.identity for role in scene.cast)
+        clip = clip_of(scene)
+        clip = replace(clip, boxes=clip.boxes[:, :1], visibility=clip.visibility[:, :1])
+        for cast, wrong in (([second, first], True), ([first, second], False)):
+            seen = perfect(recast(scene, cast))
+            seen = replace(
+                seen, boxes_TDK=seen.boxes_TDK[:1], real_TD=seen.real_TD[:1],
+                embedding_TDE=seen.embedding_TDE[:1],
+            )  # fmt: skip
+            judged.append(measure.swapped(seen, clip, references(scene)) == wrong)
+    assert np.mean(judged) > 0.9
+
+
 def test_two_of_three_exchanged_leave_the_third_in_its_place() -> None:
     scene = next(
         s
