@@ -37,7 +37,7 @@ from engine.compile import MODES, velocity_of
 from engine.dit import WanDiT
 from engine.encodings import EncodingsBatch
 from engine.errors import TroupeError
-from engine.placement import DTYPES, Placement, cast, placed
+from engine.placement import DTYPES, Placement, placed
 from engine.plan import CARDS, plan, vlm_tokens
 from engine.presets import PRESETS, Preset
 from engine.runtime import Runtime
@@ -97,9 +97,10 @@ def random_dit(preset: Preset, place: Placement) -> WanDiT:
     with torch.device(place.device):
         torch.manual_seed(0)
         dit = build_dit(preset.dit).eval().requires_grad_(False)
-    for parameter in dit.parameters():
+    dtypes = place.dtypes(dit)
+    for name, parameter in dit.named_parameters():
         parameter.add_(torch.randn_like(parameter) * 0.02)
-    cast(dit, place.dtype)
+        parameter.data = parameter.data.to(dtypes(name))
     return dit
 
 
