@@ -33,7 +33,7 @@ from engine.placement import placed
 from engine.presets import Preset
 from engine.runtime import STANDARD, Runtime
 from engine.sample import Conditions, Each, Source, Step, one_by_one, sample
-from engine.spec import Guidance, Reference, Span, Spec, text_of
+from engine.spec import Guidance, Reference, Span, Spec, clean, text_of
 from engine.tiers import Run
 from engine.vace import context_latents
 from engine.vae import to_frames
@@ -214,7 +214,7 @@ class Engine:
                 scope,
             )
 
-        return kept(text, spans, ordered), kept(spec.negative_prompt, (), ())
+        return kept(text, spans, ordered), kept(clean(spec.negative_prompt).strip(), (), ())
 
     def _together(
         self, asked: Sequence[tuple[Spec, Sequence[Reference]]], scope: str

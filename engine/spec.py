@@ -5,10 +5,13 @@ read the prompt without the signs; `text_of` gives that text and where each subj
 """
 
 import hashlib
+import html
 import math
 import re
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
+
+import ftfy
 
 from engine.errors import SpecError
 from engine.presets import Limits, Preset
@@ -246,10 +249,18 @@ def spans(prompt: str, names: tuple[str, ...]) -> tuple[Span, ...]:
     return tuple(first[name] for name in names)
 
 
+def clean(text: str) -> str:
+    """Text as Wan reads it (Wan2.1 `wan/modules/tokenizers.py`), but for white space at its ends:
+    mended by ftfy, which also narrows full-width signs, entities of HTML read, white space as one
+    space."""
+    return re.sub(r"\s+", " ", html.unescape(html.unescape(ftfy.fix_text(text))))
+
+
 def text_of(prompt: str, names: tuple[str, ...]) -> tuple[str, tuple[tuple[Span, ...], ...]]:
     """The prompt as the encoders read it, and every mention of each subject in that text.
 
-    "@anna waves", ("anna",) -> "anna waves", (((0, 4),),)
+    "@anna  waves", ("anna",) -> "anna waves", (((0, 4),),). What stands between mentions is read
+    as by `clean`; an at sign that only comes out there names nobody.
 
     Raises:
         SpecError: a name without a picture, or a picture that is never named.
@@ -261,12 +272,14 @@ def text_of(prompt: str, names: tuple[str, ...]) -> tuple[str, tuple[tuple[Span,
         name = mention.group(1)
         if name not in found:
             raise SpecError("prompt", f"names @{name}, but there is no picture of {name}")
-        before = prompt[read : mention.start()]
+        before = clean(prompt[read : mention.start()])
+        before = before if parts else before.lstrip()
         parts += [before, name]
         start = length + len(before)
         found[name].append((start, start + len(name)))
         length, read = start + len(name), mention.end()
-    parts.append(prompt[read:])
+    rest = clean(prompt[read:]).rstrip()
+    parts.append(rest if parts else rest.lstrip())
     for name, mentions in found.items():
         if not mentions:
             raise SpecError("prompt", f"never names @{name}, of whom there is a picture")

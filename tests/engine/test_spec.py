@@ -8,7 +8,7 @@ from PIL import Image
 
 from engine.errors import SpecError
 from engine.presets import MINIATURE
-from engine.spec import PAD_GREY, Guidance, Reference, Spec, spans, text_of
+from engine.spec import PAD_GREY, Guidance, Reference, Spec, clean, spans, text_of
 
 GOOD = Spec.of(MINIATURE, "@anna waves to @bob", ("anna", "bob"))
 
@@ -110,6 +110,27 @@ def test_a_longer_name_is_another_name():
 
 def test_without_subjects_a_prompt_has_no_names():
     assert text_of("a sunny meadow", ()) == ("a sunny meadow", ())
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "  a  sunny\n meadow ",
+        "it\u2019s &lt;b&gt; &amp;amp; \u00e2\u20ac\u0153quoted\u00e2\u20ac\x9d",
+        "\u8272\u8c03\u8273\u4e3d\uff0c\u8fc7\u66dd\uff0c\u9759\u6001",
+        "",
+    ],
+)
+def test_text_is_read_as_upstream_reads_it(prompt: str) -> None:
+    from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+
+    assert text_of(prompt, ())[0] == clean(prompt).strip() == prompt_clean(prompt)
+
+
+def test_mentions_are_found_in_the_cleaned_text() -> None:
+    text, places = text_of("  @anna \t greets&nbsp;@bob &#64;carl\n", ("anna", "bob"))
+    assert text == "anna greets bob @carl"
+    assert [text[a:b] for spans in places for a, b in spans] == ["anna", "bob"]
 
 
 def test_reference_keeps_pixels_and_lays_glass_over_grey():
