@@ -240,7 +240,7 @@ MINIATURE = Preset(
     ),
     reference_width=64,
     reference_height=64,
-    knee=1280,  # measured on a CPU, docs/benchmarks.md
+    knee=2560,  # measured on a CPU, docs/benchmarks.md
 )
 
 _WAN_VAE = VAEConfig(
