@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from engine.errors import CheckpointError
 from engine.presets import PRESETS, Preset
+from engine.spec import TIERS
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -95,6 +96,9 @@ class Manifest:
             # Every part is a dataclass of its own kind; mypy cannot follow a part by name.
             own: dict[str, Any] = {part: replace(cast(Any, current), **changed)}
             preset = replace(preset, **own)
+        tiers = preset.limits.tiers
+        if "exact" not in tiers or not set(tiers) <= set(TIERS):
+            raise CheckpointError(f"{MANIFEST}: configs.limits.tiers must be exact, or it and fast")
         _check_context(preset)
         return preset
 

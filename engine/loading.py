@@ -11,9 +11,13 @@ Where each model lies, by `Runtime.offload`:
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import torch
+import torch.distributed as td
 from torch import Tensor
 
 from engine import offload
@@ -21,7 +25,7 @@ from engine.checkpoint import check_names
 from engine.dit import WanDiT
 from engine.encodings import Encoders
 from engine.errors import BackendError, CheckpointError
-from engine.memory import footprint, free_bytes
+from engine.memory import Footprint, Table, footprint, free_bytes
 from engine.placement import Placement
 from engine.plan import work_of
 from engine.presets import Preset
@@ -32,6 +36,15 @@ from engine.vace import build_dit
 from engine.vae import VAE
 from engine.vlm import VLM
 from engine.weights import CPU, fill, shapes, without_contents
+
+# Single changes of a runtime that may save memory, the ones that cost least first.
+REMEDIES = (
+    ("tile", "4096"),
+    ("offload", "none"),
+    ("offload", "encoders"),
+    ("offload", "group"),
+    ("weights", "int8"),
+)
 
 
 def load_models(
@@ -95,29 +108,60 @@ def check_memory(folder: Path, preset: Preset, runtime: Runtime, place: Placemen
     """
     names = ("dit", "text", "vae", *(["vlm"] if preset.dit.use_vlm else []))
     tables = {name: shapes(folder / f"{name}.safetensors") for name in names}
-    itemsize = place.dtype.itemsize
-    found = footprint(tables, runtime, itemsize)
-    free = free_bytes(place.device)
+    found = _footprint(tables, runtime, place)
+    free = {device: free_bytes(device) for device in (place.device, CPU)}
     weights = found.resident + max(found.visiting.values(), default=0)
-    if weights > free / 8:
-        # Counted in bf16; what computes in fp32 takes at most twice that.
-        more = {"vae": 1}
-        work = work_of(preset, runtime.tile)
-        work = [(model, size * more.get(model, itemsize // 2)) for model, size in work]
-        _compare(found.peak(work), free, place.device, preset, runtime)
-    if found.away and place.device != CPU:
-        _compare(found.away, free_bytes(CPU), CPU, preset, runtime)
+    need = {place.device: weights}
+    if place.device != CPU:
+        need[CPU] = found.away
+    works = cache(lambda tile: _work(preset, tile, place))
+    if weights > free[place.device] / 8:
+        need[place.device] = found.peak(works(runtime.tile))
+    for device in need:
+        if need[device] > free[device]:
+            ways = _ways(tables, runtime, place, works, need, free, device)
+            raise BackendError(
+                f"{preset.name} needs {need[device] / 1e9:.2f} GB on {device},"
+                f" {free[device] / 1e9:.2f} GB are free;"
+                f" try {' or '.join(ways) or 'a larger card or machine'}"
+            )
 
 
-def _compare(
-    need: int, free: int, device: torch.device, preset: Preset, runtime: Runtime
-) -> None:
-    if need <= free:
-        return
-    ways = ["weights=int8"] if runtime.weights == "full" else []
-    if runtime.offload != "group" and device != CPU:
-        ways = ["offload=group", *ways]
-    raise BackendError(
-        f"{preset.name} needs {need / 1e9:.2f} GB on {device}, {free / 1e9:.2f} GB are free;"
-        f" try {' or '.join([*ways, 'a smaller preset'])}"
-    )
+def _footprint(tables: Mapping[str, Table], runtime: Runtime, place: Placement) -> Footprint:
+    # Whatever visits the CPU lies there already.
+    known = replace(runtime, offload="none") if place.device == CPU else runtime
+    return footprint(tables, known, place.dtype.itemsize)
+
+
+def _work(preset: Preset, tile: str, place: Placement) -> list[tuple[str, int]]:
+    # Counted in bf16; what computes in fp32 takes at most twice that.
+    more = {"vae": 1}
+    usual = place.dtype.itemsize // 2
+    return [(model, size * more.get(model, usual)) for model, size in work_of(preset, tile)]
+
+
+def _ways(
+    tables: Mapping[str, Table],
+    runtime: Runtime,
+    place: Placement,
+    works: Callable[[str], list[tuple[str, int]]],
+    need: Mapping[torch.device, int],
+    free: Mapping[torch.device, int],
+    short: torch.device,
+) -> list[str]:
+    """Single changes of the runtime that can be had, take less where memory is short, and do not
+    make it short elsewhere."""
+    ways = []
+    for name, value in REMEDIES:
+        if (name, value) == ("offload", "group") and td.is_available() and td.is_initialized():
+            continue  # the blocks of a team stay
+        try:
+            changed = replace(runtime, **{name: value})
+        except BackendError:
+            continue
+        found = _footprint(tables, changed, place)
+        then = {CPU: found.away} | {place.device: found.peak(works(changed.tile))}
+        fits = all(then[other] <= max(free[other], need[other]) for other in need if other != short)
+        if then[short] < need[short] and fits:
+            ways.append(f"{name}={value}")
+    return ways

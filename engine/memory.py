@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 import torch
@@ -14,6 +15,7 @@ from engine.placement import EXACT
 from engine.quantize import is_large
 from engine.runtime import Runtime
 
+CGROUP = Path("/sys/fs/cgroup")
 Table = Mapping[str, Tensor]  # parameter name -> a tensor of its shape
 
 
@@ -70,4 +72,25 @@ def free_bytes(device: torch.device) -> int:
     """Of memory that a process may still take there."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
+    available = int(psutil.virtual_memory().available)
+    return min(available, _left_to_container(available))
+
+
+def _left_to_container(otherwise: int) -> int:
+    """What this process's control group may still take (cgroup v2, "Memory Interface Files" in the
+    kernel's admin guide), or `otherwise` where it has no limit.
+
+    Pages of files count as free, as they do in psutil's figure: they go when somebody needs room,
+    and a model folder has just been read whole.
+    """
+    try:
+        limit = (CGROUP / "memory.max").read_text().strip()
+        used = int((CGROUP / "memory.current").read_text())
+        lines = (CGROUP / "memory.stat").read_text().splitlines()
+    except OSError:
+        return otherwise
+    if limit == "max":
+        return otherwise
+    pages = dict(line.split() for line in lines)
+    used -= int(pages["active_file"]) + int(pages["inactive_file"])
+    return max(0, int(limit) - used)

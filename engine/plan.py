@@ -147,6 +147,10 @@ def plan(preset: Preset, spec: Spec, card: Card) -> Plan:
         SpecError: the preset cannot serve such a request; the message names the field.
     """
     spec.validate(preset.limits)
+    return _counted(preset, spec, card, TILES)
+
+
+def _counted(preset: Preset, spec: Spec, card: Card, tiles: tuple[int, ...]) -> Plan:
     with torch.device("meta"):
         dit = build_dit(preset.dit).bfloat16()
         text = build_text_model(preset.text).bfloat16()
@@ -163,19 +167,38 @@ def plan(preset: Preset, spec: Spec, card: Card) -> Plan:
     stages.append(Stage("video: VAE decoder", 1, decoding(vae, shape)))
     work = [(_model(stage), stage.cost.peak_bytes) for stage in stages]
     memory = {r: footprint(tables, Runtime.parse(r), 2).peak(work) for r in RUNTIMES}
-    ways = decodings(vae, shape)
+    ways = decodings(vae, shape, tiles)
     return Plan(preset.name, card, tuple(stages), weights, memory, options, ways)
 
 
 def work_of(preset: Preset, tile: str = "none") -> list[tuple[str, int]]:
     """The model at work and the bytes of its work, of each stage of the preset's default video with
-    as many subjects as it takes, decoded in such tiles (those of `TILES` are counted)."""
+    as many subjects as it takes, decoded in such tiles. Where limits forbid the default, the
+    largest that they allow below it counts."""
     names = tuple(f"s{number}" for number in range(preset.limits.max_subjects))
     spec = Spec.of(preset, " ".join(f"@{name}" for name in names) or "a place", names)
-    found = plan(preset, spec, next(iter(CARDS.values())))
+    spec = replace(spec, **_allowed(preset))
+    tiles = () if tile == "none" else (int(tile),)
+    found = _counted(preset, spec, next(iter(CARDS.values())), tiles)
     tiled = {way.name: way.peak_bytes for way in found.decodings}
     *stages, last = [(_model(stage), stage.cost.peak_bytes) for stage in found.stages]
     return [*stages, (last[0], tiled.get(f"tile={tile}", last[1]))]
+
+
+def _allowed(preset: Preset) -> dict[str, Any]:
+    """Width, height and frames of the default video, no larger than the limits say."""
+    limits, usual = preset.limits, preset.defaults
+    step = limits.size_multiple
+    low = -(-limits.min_side // step) * step
+    widths, heights = (
+        range(low, max(low, min(side, limits.max_side)) + 1, step)
+        for side in (usual.width, usual.height)
+    )
+    sizes = [(w, h) for w in widths for h in heights if w * h <= limits.max_pixels]
+    width, height = max(sizes, key=math.prod, default=(low, low))
+    frames = min(usual.num_frames, limits.max_frames)
+    frames = max(frames - (frames - 1) % 4, limits.min_frames + (1 - limits.min_frames) % 4)
+    return {"width": width, "height": height, "num_frames": frames}
 
 
 def _model(stage: Stage) -> str:
@@ -317,8 +340,11 @@ def decoding(vae: VAE, shape: tuple[int, int, int, int]) -> Cost:
     return Cost(flops, four.peak_bytes)
 
 
-def decodings(vae: VAE, shape: tuple[int, int, int, int]) -> tuple[Decoding, ...]:
-    """The whole video at once, the stream, and the stream in tiles of which each size."""
+def decodings(
+    vae: VAE, shape: tuple[int, int, int, int], limits: tuple[int, ...] = TILES
+) -> tuple[Decoding, ...]:
+    """The whole video at once, the stream, and the stream in tiles of at most so many cells, from
+    the largest limit to the smallest."""
     channels, num, height, width = shape
     frames = 1 + vae.config.temporal_factor * (num - 1)
     streamed = decoding(vae, shape).peak_bytes
@@ -328,7 +354,7 @@ def decodings(vae: VAE, shape: tuple[int, int, int, int]) -> tuple[Decoding, ...
         Decoding("whole", max(streamed + frames * picture, 2 * frames * picture)),
         Decoding("stream", streamed),
     ]
-    for max_cells in TILES:
+    for max_cells in limits:
         try:
             tiles = grid(height, width, reach(vae.config), max_cells)
         except BackendError:

@@ -51,10 +51,15 @@ class Runtime:
     attention: str = "auto"
 
     def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if not isinstance(value, str):
+                told = f"{f.name} must be text such as {f.default!r}, not {value!r:.60}"
+                raise BackendError(told)
         if not DEVICE.fullmatch(self.device):
             raise _unknown("device", self.device, ("auto", "cpu", "cuda", "cuda:1, …"))
         if not TILE.fullmatch(self.tile):
-            raise _unknown("tile", self.tile, ("none", "any number of latent cells, such as 4096"))
+            raise _unknown("tile", self.tile, ("none", "numbers of latent cells, such as 4096"))
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise _unknown(name, getattr(self, name), known)

@@ -11,7 +11,6 @@ afterwards.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,31 +24,24 @@ from engine.checkpoint import GRID_STEP, check_names, off_grid
 from engine.errors import CheckpointError
 
 CPU = torch.device("cpu")
-_BUILDING = threading.RLock()
 
 
 @contextmanager
 def without_contents() -> Iterator[None]:
-    """Models built within have their parameters on torch's meta device; buffers are real.
-
-    One thread at a time, and what others build meanwhile has contents.
-    """
-    builder = threading.get_ident()
+    """Models built within have their parameters on torch's meta device; buffers are real."""
+    register = nn.Module.register_parameter
 
     def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         # What is there already stays the same object: tied weights stay tied.
-        here = threading.get_ident() == builder
-        if here and parameter is not None and not parameter.is_meta:
+        if parameter is not None and not parameter.is_meta:
             parameter = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
         register(module, name, parameter)
 
-    with _BUILDING:
-        register = nn.Module.register_parameter
-        nn.Module.register_parameter = on_meta  # type: ignore[method-assign,assignment]
-        try:
-            yield
-        finally:
-            nn.Module.register_parameter = register  # type: ignore[method-assign]
+    nn.Module.register_parameter = on_meta  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
 def fill(

@@ -162,6 +162,14 @@ def test_configs_of_another_kind_are_refused(configs):
         Manifest("miniature", configs=configs).resolve()
 
 
+@pytest.mark.parametrize("tiers", [["exact", "turbo"], ["fast"], []])
+def test_tiers_are_those_that_there_are_and_exact_is_among_them(tiers):
+    with pytest.raises(CheckpointError, match=r"configs\.limits\.tiers must be"):
+        Manifest("miniature", configs={"limits": {"tiers": tiers}}).resolve()
+    preset = Manifest("miniature", configs={"limits": {"tiers": ["exact"]}}).resolve()
+    assert preset.limits.tiers == ("exact",)
+
+
 def test_unknown_preset_is_refused():
     with pytest.raises(CheckpointError, match="giant"):
         Manifest("giant").resolve()

@@ -1,6 +1,7 @@
 """What cannot be loaded is refused before or while it is read, with its name and a remedy."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from safetensors.torch import load_file
 
 from engine import loading
 from engine.attention import Choice
-from engine.checkpoint import MANIFEST, Manifest, save_folder
+from engine.checkpoint import MANIFEST, Manifest, save_folder, verify
 from engine.errors import BackendError, CheckpointError
 from engine.loading import check_memory
 from engine.pipeline import Engine
@@ -63,7 +64,7 @@ def test_too_little_memory_is_foretold_with_figures_and_a_remedy(loud_model, mon
     opened: list[Path] = []
     monkeypatch.setattr(loading, "fill", lambda model, path, *rest: opened.append(path))
     needing(monkeypatch, free=60_000_000, work=30_000_000)
-    told = r"miniature needs 0.1\d GB on cpu, 0.06 GB are free; try weights=int8 or a smaller"
+    told = r"miniature needs 0.1\d GB on cpu, 0.06 GB are free; try weights=int8$"
     with pytest.raises(BackendError, match=told):
         Engine.load(loud_model, runtime=Runtime(device="cpu"))
     assert opened == []
@@ -92,6 +93,88 @@ def test_what_is_offloaded_needs_room_too(loud_model, monkeypatch, card, host):
     with pytest.raises(BackendError, match="on cuda:0" if card < host else "on cpu") as caught:
         check_memory(loud_model, MINIATURE, Runtime(offload="encoders"), place)
     assert ("offload=group" in str(caught.value)) == (card < host)
+
+
+def advice(folder, monkeypatch, runtime, card, host=10**12, work=("dit", 0)):
+    """What is told to try on a card with so many bytes free."""
+    place = Placement(torch.device("cuda", 0), torch.bfloat16, Choice("native", ""))
+    free = {"cuda": card, "cpu": host}
+    monkeypatch.setattr(loading, "free_bytes", lambda device: free[device.type])
+    smaller = {"none": 1, "8192": 2, "4096": 4, "2048": 8}
+    monkeypatch.setattr(
+        loading, "work_of", lambda preset, tile: [(work[0], work[1] // smaller[tile])]
+    )
+    with pytest.raises(BackendError) as caught:
+        check_memory(folder, MINIATURE, Runtime.parse(runtime), place)
+    return str(caught.value).partition("; try ")[2]
+
+
+NOTHING = "a larger card or machine"
+
+
+@pytest.mark.parametrize(
+    ("runtime", "told"),
+    [
+        ("", "offload=encoders or offload=group or weights=int8"),
+        ("compile=inductor", "offload=encoders or weights=int8"),
+        ("compile=aoti", "offload=encoders"),
+        ("compile=aoti,offload=encoders", NOTHING),
+        ("offload=group,weights=int8", NOTHING),
+    ],
+)
+def test_only_what_can_be_had_and_helps_is_advised(loud_model, monkeypatch, runtime, told):
+    assert advice(loud_model, monkeypatch, runtime, card=10**6) == told
+
+
+def test_a_team_is_not_told_to_offload_its_blocks(loud_model, monkeypatch):
+    monkeypatch.setattr(loading.td, "is_initialized", lambda: True)
+    told = advice(loud_model, monkeypatch, "", card=10**6)
+    assert told == "offload=encoders or weights=int8"
+
+
+@pytest.mark.parametrize(
+    ("runtime", "told"),
+    [
+        ("offload=encoders", "offload=none"),
+        ("offload=group", "offload=none or offload=encoders or weights=int8"),
+    ],
+)
+def test_a_host_that_is_short_keeps_less(loud_model, monkeypatch, runtime, told):
+    assert advice(loud_model, monkeypatch, runtime, card=10**12, host=10**6) == told
+
+
+def test_what_is_short_here_is_not_moved_where_it_is_short_too(loud_model, monkeypatch):
+    assert advice(loud_model, monkeypatch, "", card=10**6, host=10**6) == "weights=int8"
+    card = 10**7
+    assert advice(loud_model, monkeypatch, "offload=encoders", card, 10**6).count("none") == 0
+
+
+@pytest.mark.parametrize(
+    ("model", "tile", "told"),
+    [("vae", "none", True), ("vae", "2048", False), ("dit", "none", False)],
+)
+def test_tiles_are_advised_where_decoding_is_the_peak(loud_model, monkeypatch, model, tile, told):
+    work = (model, 10**9) if model == "vae" else ("dit", 0)
+    found = advice(loud_model, monkeypatch, f"tile={tile}", card=10**6, work=work)
+    assert ("tile=4096" in found) == told
+
+
+def test_offloading_to_the_cpu_saves_nothing_on_the_cpu(loud_model, monkeypatch):
+    needed = []
+    for offload in ("none", "encoders"):
+        needing(monkeypatch, free=10**6, work=0)
+        with pytest.raises(BackendError, match=r"needs .* try weights=int8$") as caught:
+            Engine.load(loud_model, runtime=Runtime(device="cpu", offload=offload))
+        needed.append(str(caught.value))
+    assert needed[0] == needed[1]
+
+
+def test_limits_below_the_default_request_are_counted(folder, monkeypatch):
+    manifest = replace(verify(folder), configs={"limits": {"max_side": 64, "max_pixels": 4096}})
+    (folder / MANIFEST).write_bytes(manifest.to_bytes())
+    monkeypatch.setattr(loading, "free_bytes", lambda device: 10**6)
+    with pytest.raises(BackendError, match=r"0\.00 GB are free; try weights=int8$"):
+        Engine.load(folder, runtime=Runtime(device="cpu"))
 
 
 def test_the_work_is_that_of_the_largest_default_request():

@@ -1,8 +1,11 @@
 """Where bytes of weights lie, counted from shapes."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from engine import memory
 from engine.memory import Footprint, footprint, free_bytes
 from engine.placement import EXACT
 from engine.quantize import is_large
@@ -49,3 +52,20 @@ def test_large_matrices_take_a_byte_a_number_and_a_scale_a_row(kind):
 
 def test_something_is_free():
     assert free_bytes(torch.device("cpu")) > 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("limit", "left"), [("9000000", 4_100_000), ("4000000", 0), ("max", None), ("", None)]
+)
+def test_the_limit_of_a_container_counts(monkeypatch, tmp_path, limit, left):
+    """Without the pages of files that it holds; what the machine has where there is no limit."""
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    if limit:
+        (tmp_path / "memory.max").write_text(f"{limit}\n")
+        (tmp_path / "memory.current").write_text("5000000\n")
+        stat = "anon 4000000\nactive_file 40000\ninactive_file 60000\n"
+        (tmp_path / "memory.stat").write_text(stat)
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=10**7))
+    assert free_bytes(torch.device("cpu")) == (10**7 if left is None else left)
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=10**6))
+    assert free_bytes(torch.device("cpu")) == (10**6 if left is None else min(left, 10**6))

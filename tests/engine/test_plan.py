@@ -171,3 +171,41 @@ def test_a_longer_video_needs_no_more_memory_to_decode_unless_whole() -> None:
     short, long = (decodings(vae, (16, num, 60, 104)) for num in (5, 21))
     assert [way.name for way in short] == [way.name for way in long]
     assert short[1:] == long[1:] and short[0].peak_bytes < long[0].peak_bytes
+
+
+def test_the_tile_that_is_asked_for_is_counted() -> None:
+    usual = replace(MINIATURE.defaults, width=128, height=128, num_frames=5)
+    preset = replace(MINIATURE, defaults=usual)
+    with torch.device("meta"):
+        *_, found = decodings(planning._vae(preset), (16, 2, 32, 32), (700,))
+    assert found.name == "tile=700"
+    assert planning.work_of(preset, "700")[-1] == ("vae", found.peak_bytes)
+
+
+@pytest.mark.parametrize(
+    ("limits", "size"),
+    [
+        ({}, (96, 64, 17)),
+        ({"max_side": 64, "max_pixels": 4096}, (64, 64, 17)),
+        ({"max_pixels": 4096}, (64, 64, 17)),
+        ({"max_frames": 12}, (96, 64, 9)),
+        ({"min_frames": 22}, (96, 64, 25)),
+        ({"min_side": 100}, (104, 104, 17)),
+        ({"max_steps": 3, "max_guidance": 1.0, "max_fps": 4}, (96, 64, 17)),
+    ],
+)
+def test_work_is_that_of_the_largest_video_that_limits_allow(
+    limits: dict[str, int], size: tuple[int, int, int]
+) -> None:
+    preset = replace(MINIATURE, limits=replace(MINIATURE.limits, **limits))
+    found = planning._allowed(preset)
+    assert (found["width"], found["height"], found["num_frames"]) == size
+    asked(preset, 0, **found, steps=1, fps=1, guidance=Guidance("single", 1.0, 1.0, 1.0)).validate(
+        preset.limits
+    )
+
+
+def test_work_below_the_default_is_that_of_the_smaller_video() -> None:
+    preset = replace(MINIATURE, limits=replace(MINIATURE.limits, max_side=32, max_guidance=1.0))
+    defaults = replace(MINIATURE.defaults, width=32, height=32)
+    assert planning.work_of(preset) == planning.work_of(replace(MINIATURE, defaults=defaults))

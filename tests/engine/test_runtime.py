@@ -48,7 +48,7 @@ def test_a_tile_is_a_number_of_cells():
         ("device=gpu", "there are auto, cpu, cuda, cuda:1"),
         ("device=cuda:", "unknown device 'cuda:'"),
         ("dtype=bf16,dtype=fp32", "dtype is there twice"),
-        ("tile=0", "tile '0'; there are none, any number of latent cells, such as 4096"),
+        ("tile=0", "tile '0'; there are none, numbers of latent cells, such as 4096"),
         ("tile=big", "tile 'big'"),
         ("inductor", "'inductor' must be KEY=VALUE"),
         ("compile=", "unknown compile ''"),
@@ -58,6 +58,13 @@ def test_other_words_are_refused_with_those_that_there_are(text, told):
     with pytest.raises(BackendError) as caught:
         Runtime.parse(text)
     assert told in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [f.name for f in fields(Runtime)])
+@pytest.mark.parametrize("value", [4096, None, ["cpu"]])
+def test_values_that_are_no_text_are_refused_with_their_field(name, value):
+    with pytest.raises(BackendError, match=f"{name} must be text such as '"):
+        Runtime(**{name: value})
 
 
 def test_the_kernels_are_those_of_the_dispatcher():
