@@ -21,7 +21,7 @@ demo: $(RUN)
 	@$(BIN)/troupe demo
 
 up: $(RUN)
-	@$(BIN)/troupe up
+	@$(BIN)/troupe up $(if $(PORT),--port $(PORT))
 
 test: $(DEV)
 	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(ARGS)

@@ -122,7 +122,7 @@ def takes_head(name: str, dim: int) -> bool:
 
 
 def choose_for(device: torch.device, asked: str = "auto") -> Choice:
-    """The kernel for a device, from now on, for all that computes there in this process.
+    """The kernel for a device; `use` puts it to work.
 
     Raises:
         BackendError: see `choose_attention`.
@@ -130,16 +130,21 @@ def choose_for(device: torch.device, asked: str = "auto") -> Choice:
     if device.type != "cuda":
         return choose_attention(None, frozenset({NATIVE}), asked)
     capability = torch.cuda.get_device_capability(device)
-    choice = choose_attention(capability, installed_backends(), asked)
-    _CHOSEN[device.index or 0] = choice.backend
-    return choice
+    return choose_attention(capability, installed_backends(), asked)
+
+
+def use(device: torch.device, choice: Choice) -> None:
+    """From now on it is the kernel of a card, for all that computes there in this process."""
+    if device.type == "cuda":
+        _CHOSEN[device.index or 0] = choice.backend
 
 
 @torch.compiler.assume_constant_result
 def backend_of(index: int) -> str:
-    """The kernel for CUDA device `index`: chosen by `choose_for`, else left to us."""
+    """The kernel for CUDA device `index`: as `use` said, else left to us."""
     if index not in _CHOSEN:
-        choose_for(torch.device("cuda", index))
+        device = torch.device("cuda", index)
+        use(device, choose_for(device))
     return _CHOSEN[index]
 
 

@@ -155,6 +155,14 @@ class Team:
             td.broadcast(v, group=self.cfg, group_src=self._owner(number))
         return found
 
+    def counted(self, asked: int, computed: int) -> tuple[int, int]:
+        """The sums of these over the processes that share the forwards, for each of them."""
+        if self.cfg is None:
+            return asked, computed
+        both = torch.tensor([asked, computed], device=self.device)
+        td.all_reduce(both, group=self.cfg)
+        return int(both[0]), int(both[1])
+
     def _owner(self, number: int) -> int:
         # What is left over goes to the last: without subjects a forward is the cheapest.
         return min(number, self.parallel.cfg - 1)

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from engine import batching, checkpoint, families, flow
+from engine.attention import use
 from engine.cache import EncodingCache
 from engine.compile import velocity_of
 from engine.dit import WanDiT
@@ -116,6 +117,8 @@ class Engine:
         engine = cls(dit, encoders, preset, digest, cache, *how)
         if runtime.offload == "group":
             engine.velocity = grouped(dit, place.device)
+        # Last, so that a load that fails leaves the engine that serves as it is.
+        use(place.device, place.attention)
         return engine
 
     def generate(
@@ -137,9 +140,10 @@ class Engine:
 
         Raises:
             SpecError: the request is not one that this model can serve.
+            BackendError: the runtime's tiles are too small for the decoder.
         """
         tell = on_progress or (lambda progress: None)
-        spec.validate(self.preset.limits)
+        self._check(spec, references)
         if edit is not None:
             edit.validate(spec)
         run = Run(self.velocity, spec.tier)
@@ -168,8 +172,7 @@ class Engine:
         for chunk_BTHWC in self.stream(latents):
             chunks.append(chunk_BTHWC[0])
             tell(Progress("decode", sum(map(len, chunks)), spec.num_frames))
-        made = Made(run.tier, run.asked, run.computed)
-        return Video(torch.cat(chunks).numpy(), spec.fps, made)
+        return Video(torch.cat(chunks).numpy(), spec.fps, self._made(run))
 
     def generate_many(
         self, specs: Sequence[Spec], references: Sequence[Sequence[Reference]], scope: str = ""
@@ -182,12 +185,17 @@ class Engine:
         Raises:
             SpecError: a request is not one that this model can serve; before the first video.
         """
-        for spec in specs:
-            spec.validate(self.preset.limits)
         asked = list(zip(specs, references, strict=True))
+        for spec, pictures in asked:
+            self._check(spec, pictures)
+        return self._many(asked, scope)
+
+    def _many(
+        self, asked: Sequence[tuple[Spec, Sequence[Reference]]], scope: str
+    ) -> Iterator[Video]:
         made: dict[int, Video] = {}
         told = 0
-        for group in batching.groups(self.preset, specs):
+        for group in batching.groups(self.preset, [spec for spec, _ in asked]):
             made |= zip(group, self._together([asked[n] for n in group], scope), strict=True)
             while told in made:
                 yield made.pop(told)
@@ -197,9 +205,7 @@ class Engine:
         self, spec: Spec, references: Sequence[Reference], scope: str = ""
     ) -> tuple[Encodings, Encodings]:
         """Encodings of the request and of its negative prompt, from the cache where known."""
-        by_name = {reference.name: reference for reference in references}
-        if len(by_name) != len(references) or set(by_name) != set(spec.names):
-            raise SpecError("subjects", "there must be one picture for each name, and no other")
+        by_name = _by_name(spec, references)
         ordered = [by_name[name] for name in spec.names]
         text, spans = text_of(spec.prompt, spec.names)
         size = self.preset.reference_size(spec.width, spec.height)
@@ -237,7 +243,7 @@ class Engine:
             context_BCFHW=context,
             run=run,
         )
-        made = Made(run.tier, run.asked, run.computed)
+        made = self._made(run)
         for spec, one in zip(specs, latents.split(1), strict=True):
             yield Video(self.decode(one)[0].numpy(), spec.fps, made)
 
@@ -309,6 +315,22 @@ class Engine:
         shape = (spec.num_frames, spec.height, spec.width)
         return context_latents(self.encoders.vae, batch.refs_SCHW, pixels, mask, shape)[None]
 
+    def _made(self, run: Run) -> Made:
+        """What a run has computed, in all processes that shared it."""
+        counts = (run.asked, run.computed)
+        if self.team is not None:
+            with self.team.exchanging():
+                counts = self.team.counted(*counts)
+        return Made(run.tier, *counts)
+
+    def _check(self, spec: Spec, references: Sequence[Reference]) -> None:
+        """What can be seen of a request before anything is computed. Raises SpecError."""
+        spec.validate(self.preset.limits)
+        _by_name(spec, references)
+        Run(self.velocity, spec.tier)
+        _, _, *sides = self.preset.latent_shape(spec.width, spec.height, spec.num_frames)
+        self.encoders.vae.check_tiles(*sides)
+
     def stream(self, latents_BCFHW: Tensor) -> Iterator[Tensor]:
         """uint8 frames as they come, [B, 1, H, W, 3] and then four at a time, on the CPU."""
         for pixels_BCTHW in self.encoders.vae.stream(latents_BCFHW):
@@ -326,6 +348,13 @@ class Engine:
             frame_HWC = self.decode(step.x0[:1, :, leading : leading + 1])[0, 0]
             preview = picture_bytes(Image.fromarray(frame_HWC.numpy()))
         return Progress("denoise", step.done, step.num_steps, preview)
+
+
+def _by_name(spec: Spec, references: Sequence[Reference]) -> dict[str, Reference]:
+    by_name = {reference.name: reference for reference in references}
+    if len(by_name) != len(references) or set(by_name) != set(spec.names):
+        raise SpecError("subjects", "there must be one picture for each name, and no other")
+    return by_name
 
 
 def needed_files(preset: Preset) -> tuple[str, ...]:

@@ -52,7 +52,7 @@ def _torchao(kind: str) -> Any:
         getattr(library, CONFIGS[kind])
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
         raise BackendError(
-            f"weights={kind} needs torchao 0.18 ({error}): pip install 'troupe[quant]'"
+            f"weights={kind} needs torchao 0.18 ({error}): pip install -e '.[quant]'"
         ) from error
     return library
 

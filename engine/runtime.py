@@ -59,7 +59,7 @@ class Runtime:
         if not DEVICE.fullmatch(self.device):
             raise _unknown("device", self.device, ("auto", "cpu", "cuda", "cuda:1, …"))
         if not TILE.fullmatch(self.tile):
-            raise _unknown("tile", self.tile, ("none", "numbers of latent cells, such as 4096"))
+            raise _unknown("tile", self.tile, ("none", "any number of latent cells, such as 4096"))
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise _unknown(name, getattr(self, name), known)

@@ -8,6 +8,7 @@ in Wan2.1 `wan/modules/vae.py` (`WanVAE.encode`, which uses the posterior's mean
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -54,6 +55,11 @@ class VAE:
         self.std = std_C.float().view(-1, 1, 1, 1)
         self.config = config
         self.max_cells = max_cells
+        self._encoding = threading.Lock()
+
+    def check_tiles(self, height: int, width: int) -> None:
+        """Raises BackendError when no tile of a frame of so many latent cells is small enough."""
+        vae_stream.grid(height, width, vae_stream.reach(self.config), self.max_cells)
 
     @classmethod
     def from_files(
@@ -91,7 +97,8 @@ class VAE:
         num_frames = frames_BCTHW.shape[2]
         assert num_frames % self.config.temporal_factor == 1, num_frames
         frames = frames_BCTHW.to(self.mean.device, self.model.dtype)
-        mean: Tensor = self.model.encode(frames).latent_dist.mode().float()
+        with self._encoding:  # the encoder keeps what it has seen of a clip on itself
+            mean: Tensor = self.model.encode(frames).latent_dist.mode().float()
         return ((mean - self.mean) / self.std).to(frames_BCTHW.device)
 
     @torch.no_grad()

@@ -110,8 +110,8 @@ def grid(height: int, width: int, reach: int, max_cells: int = 0) -> list[Tile]:
     if not pairs:
         least = min(a.most * b.most for a, b in product(*cuts))
         raise BackendError(
-            f"tiles of {max_cells} latent cells are too small for the VAE's decoder, which reads"
-            f" {reach} beyond each side: give it {least} or more"
+            f"tile={max_cells}: tiles of so few latent cells are too small for the VAE's decoder,"
+            f" which reads {reach} beyond each side: give it {least} or more"
         )
     rows, columns = min(pairs, key=lambda pair: pair[0].total * pair[1].total)
     return list(product(rows.sides, columns.sides))

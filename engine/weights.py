@@ -11,6 +11,7 @@ afterwards.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,24 +25,31 @@ from engine.checkpoint import GRID_STEP, check_names, off_grid
 from engine.errors import CheckpointError
 
 CPU = torch.device("cpu")
+_BUILDING = threading.RLock()
 
 
 @contextmanager
 def without_contents() -> Iterator[None]:
-    """Models built within have their parameters on torch's meta device; buffers are real."""
-    register = nn.Module.register_parameter
+    """Models built within have their parameters on torch's meta device; buffers are real.
+
+    One thread at a time, and what others build meanwhile has contents.
+    """
+    builder = threading.get_ident()
 
     def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         # What is there already stays the same object: tied weights stay tied.
-        if parameter is not None and not parameter.is_meta:
+        here = threading.get_ident() == builder
+        if here and parameter is not None and not parameter.is_meta:
             parameter = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
         register(module, name, parameter)
 
-    nn.Module.register_parameter = on_meta  # type: ignore[method-assign,assignment]
-    try:
-        yield
-    finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
+    with _BUILDING:
+        register = nn.Module.register_parameter
+        nn.Module.register_parameter = on_meta  # type: ignore[method-assign,assignment]
+        try:
+            yield
+        finally:
+            nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
 def fill(

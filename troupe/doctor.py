@@ -69,6 +69,7 @@ def examine(model: Path) -> list[Finding]:
         runtime,
         lambda: extra("tensorrt", "torch_tensorrt", "compiled engines"),
         lambda: extra("xformers", "xformers", "another attention kernel"),
+        lambda: extra("torchao", "torchao", "weights in 8 bits", "pip install -e '.[quant]'"),
         chromium,
     ]
     return [check() for check in checks]
@@ -203,15 +204,16 @@ def runtime() -> Finding:
     return Finding("runtime", "ok", place.told(asked))
 
 
-def extra(name: str, module: str, purpose: str) -> Finding:
-    """An optional package of the [gpu] extra: absent, broken or ready."""
+def extra(name: str, module: str, purpose: str, remedy: str | None = None) -> Finding:
+    """An optional package, of the [gpu] extra unless told otherwise: absent, broken or ready."""
+    remedy = _extra_remedy() if remedy is None else remedy
     if importlib.util.find_spec(module) is None:
-        return Finding(name, "note", f"not installed; optional, {purpose}", _extra_remedy())
+        return Finding(name, "note", f"not installed; optional, {purpose}", remedy)
     try:
         importlib.import_module(module)
     except (ImportError, OSError, RuntimeError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return Finding(name, "note", f"installed, does not load: {first}", _extra_remedy())
+        return Finding(name, "note", f"installed, does not load: {first}", remedy)
     return Finding(name, "ok", purpose)
 
 

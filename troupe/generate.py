@@ -15,9 +15,9 @@ from PIL import Image, UnidentifiedImageError
 
 from engine.errors import BackendError, CheckpointError, SpecError, TroupeError, VideoError
 from engine.presets import Preset
-from engine.runtime import Runtime
-from engine.spec import Guidance, Reference, Spec, frames_of
-from troupe.terminal import SPEAKS, fail, out, progress_bar
+from engine.runtime import STANDARD, Runtime
+from engine.spec import SOLVERS, TIERS, Guidance, Reference, Spec, frames_of
+from troupe.terminal import SPEAKS, busy, fail, out, progress_bar
 
 if TYPE_CHECKING:
     from engine.edit import Edit
@@ -81,7 +81,9 @@ def generate(
 ) -> None:
     """Make a video of named subjects, and a contact sheet beside it."""
     team = None if parallel is None else join_team(parallel, runtime)
+    computes = read_runtime(runtime)
     try:
+        check_words(solver, tier)
         references = read_subjects(subject or [])
         old = None if video is None else read_video(video)
         for name, value in (("mask", mask), ("strength", strength)):
@@ -89,7 +91,8 @@ def generate(
                 raise SpecError(name, "needs --video, which it is about")
         if old is not None and fps is None:
             fps = old.fps
-        engine = load_engine(model, runtime, team)
+        with busy("loading the model"):
+            engine = load_engine(model, computes, team)
         if old is not None and frames is None and seconds is None:
             frames = video_length(old, engine.preset)
         given = {
@@ -165,15 +168,31 @@ def join_team(parallel: str, runtime: str) -> "Team":
     return team
 
 
-def load_engine(folder: Path, runtime: str = "", team: "Team | None" = None) -> "Engine":
+def check_words(solver: str | None, tier: str | None) -> None:
+    """What needs no model to be seen, and none of the seconds that one takes. Raises SpecError."""
+    for name, word, known in (("solver", solver, SOLVERS), ("tier", tier, TIERS)):
+        if word is not None and word not in known:
+            raise SpecError(name, f"must be one of {', '.join(known)}, got {word!r:.40}")
+
+
+def read_runtime(text: str) -> Runtime:
+    """Ends the command where the words are unknown."""
+    try:
+        return Runtime.parse(text)
+    except BackendError as error:
+        fail(_about(error), "troupe generate --help")
+
+
+def load_engine(
+    folder: Path, runtime: Runtime = STANDARD, team: "Team | None" = None
+) -> "Engine":
     """Verify and load a model folder; ends the command with a remedy when that fails."""
     from engine.pipeline import Engine
 
     try:
-        asked = Runtime.parse(runtime)
         if team is not None:
-            asked = replace(asked, device=team.device)
-        return Engine.load(folder, runtime=asked, team=team)
+            runtime = replace(runtime, device=team.device)
+        return Engine.load(folder, runtime=runtime, team=team)
     except BackendError as error:
         fail(_about(error), "troupe doctor")
     except (CheckpointError, FileNotFoundError) as error:
@@ -182,7 +201,7 @@ def load_engine(folder: Path, runtime: str = "", team: "Team | None" = None) -> 
 
 def _about(error: BackendError) -> str:
     """The error behind the option that it is about."""
-    return f"--{error}" if str(error).startswith("parallel ") else f"--runtime {error}"
+    return f"--{error}" if str(error).startswith("parallel ") else f"--runtime: {error}"
 
 
 def read_subjects(given: list[str]) -> list[Reference]:

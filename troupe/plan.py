@@ -10,7 +10,7 @@ from engine.errors import SpecError
 from engine.presets import PRESETS, Preset
 from engine.spec import Guidance, Spec
 from troupe.generate import option_of, parse_size
-from troupe.terminal import err, fail, out
+from troupe.terminal import busy, fail, out
 
 if TYPE_CHECKING:
     from engine.plan import Plan, Stage
@@ -53,7 +53,7 @@ def plan(
         names = tuple(f"s{number}" for number in range(subjects))
         prompt = " and ".join(f"@{name}" for name in names) or "a place"
         spec = Spec.of(PRESETS[preset], prompt, names, **asked)
-        with err.status("counting on tensors without contents"):
+        with busy("counting on tensors without contents"):
             found = _count(PRESETS[preset], spec, gpu)
             shared = None if cards == 1 else _share(found, PRESETS[preset], spec, cards)
     except SpecError as error:
@@ -148,7 +148,8 @@ def _show(found: "Plan", spec: Spec) -> None:
     forwards = (f"{mode} {sum(runs)}" for mode, runs in found.options.items())
     out.print(f"Forwards by kind of guidance: {', '.join(forwards)}.")
     ways = (f"{w.name} {w.peak_bytes / 1e9:.3g} GB ({w.work:.2g}x)" for w in found.decodings)
-    out.print(f"Decoding, by memory (and work): {', '.join(ways)}; tile= is a key of --runtime.")
+    told = f"Decoding, by memory (and work): {', '.join(ways)}"
+    out.print(f"{told}; tile= is a key of troupe generate --runtime.")
     _show_memory(found)
 
 

@@ -1,6 +1,7 @@
 """What a person sees: one console for answers, one for errors, and one way to fail."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import NoReturn
 
@@ -22,6 +23,19 @@ def fail(message: str, remedy: str | None = None) -> NoReturn:
         if remedy:
             err.print(f"  {remedy}", style="cyan", markup=False, soft_wrap=True)
     raise typer.Exit(1)
+
+
+@contextmanager
+def busy(what: str) -> Iterator[None]:
+    """Says what takes a while before there is a bar: a spinner, or a line without a terminal."""
+    if not SPEAKS.get()():
+        yield
+    elif err.is_terminal:
+        with err.status(what):
+            yield
+    else:
+        err.print(what, markup=False)
+        yield
 
 
 def progress_bar(shown: bool = True) -> Progress:

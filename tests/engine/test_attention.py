@@ -73,7 +73,9 @@ def test_the_kernel_asked_for_last_is_used_from_then_on(monkeypatch):
     monkeypatch.setattr(attention, "installed_backends", lambda: ALL)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: HOPPER)
     assert attention.backend_of(1) == "flash3"
-    attention.choose_for(torch.device("cuda", 1), "sage")
+    choice = attention.choose_for(torch.device("cuda", 1), "sage")
+    assert attention.backend_of(1) == "flash3"  # as when an engine asks that then cannot load
+    attention.use(torch.device("cuda", 1), choice)
     assert attention.backend_of(1) == "sage" and attention.backend_of(0) == "flash3"
 
 

@@ -155,7 +155,9 @@ def test_many_lossy_ones_decide_alone():
 def test_none_is_made_where_one_cannot_be():
     engine, rows = watched_engine(knee=480)
     with pytest.raises(SpecError):
-        list(engine.generate_many([SPEC, replace(SPEC, steps=0)], [CAST, CAST]))
+        engine.generate_many([SPEC, replace(SPEC, steps=0)], [CAST, CAST])
+    with pytest.raises(SpecError, match="one picture for each name"):
+        engine.generate_many([SPEC, SPEC], [CAST, []])
     with pytest.raises(ValueError, match="shorter"):
-        list(engine.generate_many([SPEC, SPEC], [CAST]))
+        engine.generate_many([SPEC, SPEC], [CAST])
     assert rows == []

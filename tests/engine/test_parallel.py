@@ -89,6 +89,7 @@ def _run(team) -> dict[str, object]:
     return {
         "latents": found,
         "frames": float((video.frames != alone.frames).mean()),
+        "made": video.made == alone.made,
         "kept": [each is not ELSEWHERE for each in kept],
         "spoke": [team.speaks(), team.speaks()],
     }
@@ -108,6 +109,7 @@ def test_every_process_has_the_latents_of_a_lone_one(run):
     for each in found:
         assert {name: d for name, d in each["latents"].items() if d > most} == {}
         assert each["latents"] == found[0]["latents"]
+        assert each["made"]
         assert each["frames"] <= (0.0 if text == "cfg=2" else 1e-3)
 
 

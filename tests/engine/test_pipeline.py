@@ -1,5 +1,6 @@
 """The engine end to end, on random weights: exactness, progress, cancelling, no leaks."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 
 from engine import flow
 from engine.encodings import stack
-from engine.errors import Cancelled, SpecError
+from engine.errors import BackendError, Cancelled, SpecError
 from engine.families import noise
 from engine.pipeline import Progress
 from engine.sample import Step
@@ -51,6 +52,23 @@ def test_names_and_pictures_must_match(engine, cast):
     with pytest.raises(SpecError) as caught:
         engine.generate(SPEC, cast)
     assert caught.value.field == "subjects"
+
+
+def test_tiles_that_are_too_small_are_told_before_any_work():
+    engine, told = random_engine(), []
+    engine.encoders.vae.max_cells = 1
+    with pytest.raises(BackendError, match="tile=1: .* give it"):
+        engine.generate(SPEC, CAST, on_progress=told.append)
+    assert told == []
+
+
+def test_two_edits_at_once_are_each_themselves(engine):
+    """The encoder of diffusers' VAE keeps what it saw of a clip on itself."""
+    clips = [torch.rand(1, 3, 5, 32, 48) * 2 - 1 for _ in range(4)]
+    alone = [engine.encoders.vae.encode(clip) for clip in clips]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(engine.encoders.vae.encode, clips))
+    assert all(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
 
 
 def test_without_subjects_it_is_text_to_video(engine):

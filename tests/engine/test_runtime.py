@@ -48,7 +48,7 @@ def test_a_tile_is_a_number_of_cells():
         ("device=gpu", "there are auto, cpu, cuda, cuda:1"),
         ("device=cuda:", "unknown device 'cuda:'"),
         ("dtype=bf16,dtype=fp32", "dtype is there twice"),
-        ("tile=0", "tile '0'; there are none, numbers of latent cells, such as 4096"),
+        ("tile=0", "tile '0'; there are none, any number of latent cells, such as 4096"),
         ("tile=big", "tile 'big'"),
         ("inductor", "'inductor' must be KEY=VALUE"),
         ("compile=", "unknown compile ''"),

@@ -129,7 +129,7 @@ def test_no_limit_is_one_tile_and_a_larger_limit_less_work() -> None:
 
 def test_tiles_below_the_smallest_are_refused() -> None:
     vae = random_vae(WAN, max_cells=360)
-    with pytest.raises(BackendError, match="360 latent cells .* 9 beyond .* 361 or more"):
+    with pytest.raises(BackendError, match="tile=360: .* 9 beyond .* 361 or more"):
         next(vae.stream(torch.zeros(1, 4, 1, 40, 40)))
 
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,25 @@ def test_building_is_as_before_afterwards():
     with pytest.raises(ZeroDivisionError), without_contents():
         raise ZeroDivisionError
     assert not nn.Linear(2, 2).weight.is_meta
+
+
+def test_what_other_threads_build_meanwhile_has_contents():
+    built = []
+    with without_contents(), ThreadPoolExecutor(1) as pool:
+        built = [nn.Linear(2, 2), pool.submit(nn.Linear, 2, 2).result()]
+    assert [layer.weight.is_meta for layer in built] == [True, False]
+
+
+def test_threads_that_build_leave_all_as_it_was():
+    register = nn.Module.register_parameter
+
+    def build(_: int) -> bool:
+        with without_contents():
+            return nn.Linear(2, 2).weight.is_meta
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(build, range(64)))
+    assert nn.Module.register_parameter is register
 
 
 def test_a_grid_is_read_as_load_strict_reads_it(tmp_path):

@@ -15,7 +15,7 @@ def told(*arguments: str) -> Result:
 
 
 def test_json_adds_up() -> None:
-    values = json.loads(told(*SMALL, "--subjects", "3", "--json").output)
+    values = json.loads(told(*SMALL, "--subjects", "3", "--json").stdout)
     total = sum(stage["runs"] * stage["flops_each"] for stage in values["stages"])
     assert total == pytest.approx(values["flops"])
     assert sum(stage["expected_s"] for stage in values["stages"]) == pytest.approx(
@@ -27,8 +27,8 @@ def test_json_adds_up() -> None:
 
 
 def test_cards_share_a_video() -> None:
-    alone = json.loads(told(*SMALL, "--json").output)
-    shared = json.loads(told(*SMALL, "--cards", "6", "--json").output)["shared"]
+    alone = json.loads(told(*SMALL, "--json").stdout)
+    shared = json.loads(told(*SMALL, "--cards", "6", "--json").stdout)["shared"]
     assert alone["shared"] is None
     assert (shared["cfg"], shared["sequence"]) == (2, 3) and shared["sent_bytes"] > 0
     assert shared["expected_s"] < alone["expected_s"]
