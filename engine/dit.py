@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from engine.layers import (
     GELU,
     KV,
+    MLP,
     Attention,
     LayerNorm,
     Rope,
@@ -53,7 +54,6 @@ STREAM_PARAMETERS = (
     "subject_blocks.", "slot_embedding", "tag_projection.", "place_projection.", "vlm_projection.",
     "subject_time.",
 )  # fmt: skip
-MLP_TOKENS = 512
 
 Text = Tensor | tuple[KV, ...]  # features, or what `text_kv` made of them
 Subjects = SubjectInputs | SubjectKV | None  # raw, or what `subject_stream` made of them
@@ -104,11 +104,7 @@ class Block(nn.Module):
         self.norm3 = LayerNorm(dim, affine=True)
         self.cross_attn = Attention(dim, config.num_heads)
         self.norm2 = LayerNorm(dim, affine=False)
-        self.ffn = nn.Sequential(
-            nn.Linear(dim, config.ffn_dim),
-            GELU(),
-            nn.Linear(config.ffn_dim, dim),
-        )
+        self.ffn = MLP(dim, config.ffn_dim)
         self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
 
     def forward(
@@ -139,17 +135,8 @@ class Block(nn.Module):
             y = y + z
         x_BLM = x_BLM + self.cross_attn.o(y).float()
 
-        y = self._mlp(self._match(self.norm2.modulated(x_BLM, shift2, scale2)))
+        y = self.ffn(self._match(self.norm2.modulated(x_BLM, shift2, scale2)))
         return torch.addcmul(x_BLM, y.float(), gate2)
-
-    def _mlp(self, y_BLM: Tensor) -> Tensor:
-        """The MLP, which looks at each token alone; eagerly on a CPU it takes some at a time, whose
-        wide middle stays in the cache."""
-        whole = y_BLM.device.type != "cpu" or torch.is_grad_enabled()
-        if whole or torch.compiler.is_compiling() or y_BLM.shape[:2].numel() <= MLP_TOKENS:
-            return cast(Tensor, self.ffn(y_BLM))
-        parts = [self.ffn(part) for part in y_BLM.flatten(0, 1).split(MLP_TOKENS)]
-        return torch.cat(parts).view(y_BLM.shape)
 
     def _match(self, x: Tensor) -> Tensor:
         """fp32 in, the weights' own precision out (autocast has its own mind afterwards)."""

@@ -17,6 +17,7 @@ from engine.split import Split
 
 EPS = 1e-6
 ROPE_POSITIONS = 1024
+MLP_TOKENS = 512
 
 
 class KV(NamedTuple):
@@ -95,6 +96,37 @@ class GELU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return sigmoid_gelu(x) if torch.compiler.is_compiling() else F.gelu(x, approximate="tanh")
+
+
+class MLP(nn.Sequential):
+    """Linear, GELU in its tanh form, Linear: upstream's `ffn`, by its names `0` and `2`.
+
+    Each token is looked at alone, so eagerly on a CPU some are taken at a time, whose wide middle
+    then stays in the cache; and fp32 goes through oneDNN's product with GELU inside, which takes an
+    eighth less time than a product and a GELU, and is the same up to rounding.
+    """
+
+    def __init__(self, dim: int, wide: int) -> None:
+        super().__init__(nn.Linear(dim, wide), GELU(), nn.Linear(wide, dim))
+
+    def forward(self, x_BLM: Tensor) -> Tensor:
+        if x_BLM.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return cast(Tensor, super().forward(x_BLM))
+        pieces = x_BLM.flatten(0, -2).split(MLP_TOKENS)
+        parts = [self[2](self._wide(piece)) for piece in pieces]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).view(x_BLM.shape)
+
+    def _wide(self, x: Tensor) -> Tensor:
+        """The first product and its GELU, in one if nothing stands between them: no adapter, no
+        quantised weight, no hook, no autocast."""
+        first = self[0]
+        plain = type(first) is nn.Linear and type(first.weight) is nn.Parameter
+        hooked = plain and (first._forward_hooks or first._forward_pre_hooks)
+        fp32 = x.dtype is torch.float32 and not torch.is_autocast_enabled("cpu")
+        if plain and fp32 and not hooked and torch.backends.mkldnn.is_available():
+            fused = torch.ops.mkldnn._linear_pointwise
+            return cast(Tensor, fused(x, first.weight, first.bias, "gelu", [], "tanh"))
+        return cast(Tensor, self[1](first(x)))
 
 
 def sigmoid_gelu(x: Tensor) -> Tensor:

@@ -5,9 +5,10 @@ On meta tensors (shapes without contents) nothing is computed; on real ones all 
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +18,16 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, register_flop_formula
+
+
+def _fused_linear(x: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
+    """FLOPs of `engine.layers.MLP`'s first product; the shapes are [..., in] and [out, in]."""
+    return 2 * math.prod(x) * weight[0]
+
+
+if torch.backends.mkldnn.is_available():
+    register_flop_formula(torch.ops.mkldnn._linear_pointwise)(_fused_linear)
 
 
 @dataclass(frozen=True)

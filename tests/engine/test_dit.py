@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine import dit as dit_module
 from engine.dit import WanDiT
 from engine.presets import WAN_1_3B, WAN_14B
 from engine.stream import SubjectInputs
@@ -152,18 +151,6 @@ def test_training_computes_what_inference_computes():
     with torch.enable_grad():
         live = model(given["x"], given["t"], given["text"], subjects)
     torch.testing.assert_close(live.detach(), still, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("batch", [1, 2])
-def test_the_mlp_in_pieces_is_the_mlp(monkeypatch, batch):
-    model, given = random_dit(), random_inputs(batch=batch)
-    whole = model(given["x"], given["t"], given["text"], given["subjects"])
-    monkeypatch.setattr(dit_module, "MLP_TOKENS", 7)  # of 18 a row: pieces cross rows
-    seen: list[int] = []
-    model.blocks[0].ffn.register_forward_hook(lambda _, given, __: seen.append(len(given[0])))
-    pieces = model(given["x"], given["t"], given["text"], given["subjects"])
-    assert sum(seen) == 18 * batch and max(seen) == 7
-    torch.testing.assert_close(pieces, whole, rtol=1e-4, atol=1e-5)
 
 
 def test_tokens_lie_channels_last():

@@ -3,11 +3,14 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+from engine import layers
 from engine.layers import (
     EPS,
     GELU,
     KV,
+    MLP,
     Attention,
     LayerNorm,
     RMSNorm,
@@ -119,3 +122,44 @@ def test_rotation_is_the_same_in_complex_numbers_and_compiled():
     assert rotate(x.bfloat16(), rope).dtype == torch.float32
     compiled = torch.compile(rotate, backend="eager", fullgraph=True)
     assert torch.equal(compiled(x, rope), want)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shape", [(2, 18, 8), (1, 5, 8), (40, 8)])
+def test_mlp_in_pieces_is_the_mlp(monkeypatch, shape):
+    torch.manual_seed(0)
+    mlp, x = MLP(8, 24), heads(*shape)
+    expected = nn.Sequential.forward(mlp, x)
+    monkeypatch.setattr(layers, "MLP_TOKENS", 7)  # pieces cross rows
+    torch.testing.assert_close(mlp(x), expected, rtol=1e-6, atol=1e-6)
+    seen: list[int] = []
+    mlp[0].register_forward_hook(lambda _, given, __: seen.append(len(given[0])))
+    torch.testing.assert_close(mlp(x), expected, rtol=1e-6, atol=1e-6)
+    assert sum(seen) == x.shape[:-1].numel() and max(seen) <= 7
+
+
+@torch.no_grad()
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
+def test_mlp_fuses_only_a_plain_first_product():
+    """What stands between product and GELU, or watches, must not be passed over."""
+
+    def products(mlp: MLP, x: torch.Tensor) -> list[str]:
+        with torch.profiler.profile() as profile:
+            mlp(x)
+        return [event.key for event in profile.key_averages()]
+
+    fused = "mkldnn::_linear_pointwise"
+    x = heads(3, 8)
+    assert fused in products(MLP(8, 24), x)
+    assert fused not in products(MLP(8, 24).bfloat16(), x.bfloat16())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert fused not in products(MLP(8, 24), x)
+    with torch.enable_grad():
+        assert fused not in products(MLP(8, 24), x)
+    hooked = MLP(8, 24)
+    hooked[0].register_forward_pre_hook(lambda _, given: (given[0] * 2,))
+    assert fused not in products(hooked, x)
+    torch.testing.assert_close(hooked(x), nn.Sequential.forward(hooked, x))
+    adapted = MLP(8, 24)
+    adapted[0] = nn.Sequential(adapted[0], nn.Linear(24, 24))
+    torch.testing.assert_close(adapted(x), nn.Sequential.forward(adapted, x))
