@@ -134,10 +134,10 @@ def _footprint(tables: Mapping[str, Table], runtime: Runtime, place: Placement) 
 
 
 def _work(preset: Preset, tile: str, place: Placement) -> list[tuple[str, int]]:
-    # Counted in bf16; what computes in fp32 takes at most twice that.
-    more = {"vae": 1}
-    usual = place.dtype.itemsize // 2
-    return [(model, size * more.get(model, usual)) for model, size in work_of(preset, tile)]
+    # Counted in bf16, and fp32 takes at most twice that; the VAE's is counted in its fp32 already.
+    times = place.dtype.itemsize // torch.bfloat16.itemsize
+    works = work_of(preset, tile)
+    return [(model, size if model == "vae" else size * times) for model, size in works]
 
 
 def _ways(
