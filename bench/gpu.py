@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from bench.engine import twin
 from engine import families, flow
+from engine.attention import use
 from engine.compile import MODES, velocity_of
 from engine.dit import WanDiT
 from engine.encodings import EncodingsBatch
@@ -339,6 +340,7 @@ def main(given: Sequence[str] | None = None) -> int:
     preset, spec = PRESETS[asked.preset], spec_of(asked)
     try:
         place = placed(Runtime(device=asked.device, dtype=asked.dtype, attention=asked.attention))
+        use(place.device, place.attention)
         result = measure(
             preset, spec, place, asked.modes, asked.subjects, not asked.no_diffusers
         )

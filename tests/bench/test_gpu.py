@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from bench import gpu as bench
+from engine import attention
+from engine.errors import BackendError
 from engine.placement import placed
 from engine.plan import CARDS, plan
 from engine.presets import PRESETS
@@ -61,6 +63,25 @@ def test_targets_are_judged_at_their_own_size_only() -> None:
     spec = bench.spec_of(bench.arguments([]))
     assert [spec.width, spec.height, spec.num_frames, spec.steps] == numbers
     spec.validate(PRESETS[preset].limits)
+
+
+def test_the_kernel_that_is_asked_for_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a card for whom flash3 would be the choice; there is none here, so nothing is measured."""
+    used: list[str] = []
+
+    def ended(*_: object) -> None:
+        used.append(attention.backend_of(0))
+        raise BackendError("no card")
+
+    monkeypatch.setattr(attention, "_CHOSEN", {})
+    monkeypatch.setattr(attention, "installed_backends", lambda: frozenset(attention.BACKENDS))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(bench, "measure", ended)
+    for asked in ("native", "auto", "sage"):
+        assert bench.main([*SMALL, "--attention", asked]) == 1
+    assert used == ["native", "flash3", "sage"]
 
 
 def test_arguments_are_checked(capsys: pytest.CaptureFixture[str]) -> None:
