@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.errors import SpecError
+from engine.errors import BackendError, SpecError
 from engine.spec import PAD_GREY, Reference, Span
 from engine.stream import SubjectInputs
 from engine.text import TextEncoder
@@ -48,16 +48,26 @@ STANDARD_FIT = Fit()
 
 @dataclass(frozen=True)
 class Encoders:
-    """The three doors. Without a VLM requests carry no VLM tokens."""
+    """The three doors. Without a VLM requests carry no VLM tokens.
 
-    text: TextEncoder
+    Without a text encoder, requests are encoded elsewhere (`Runtime.encoders`).
+    """
+
+    text: TextEncoder | None
     vae: VAE
     vlm: VLM | None
 
     @property
+    def words(self) -> TextEncoder:
+        """The text encoder. Raises BackendError if it is not here."""
+        if self.text is None:
+            raise BackendError("encoders=remote: no text encoder is here; hand over encodings")
+        return self.text
+
+    @property
     def dtype(self) -> str:
         """In which text encoder and VLM compute, such as "float32"."""
-        return str(self.text.model.dtype).removeprefix("torch.")
+        return str(self.words.model.dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True)
@@ -76,6 +86,13 @@ class Encodings:
     def tensors(self) -> dict[str, Tensor]:
         """By field name, for a safetensors file; `Encodings(**tensors)` is the inverse."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+class Encoded(NamedTuple):
+    """A request and its negative prompt."""
+
+    full: Encodings
+    negative: Encodings
 
 
 @dataclass(frozen=True)
@@ -128,10 +145,11 @@ def encode(
         SpecError: a subject's mentions all lie behind the tokens that the text encoder reads.
     """
     assert len(spans) == len(references)
-    features_BTM, tags = encoders.text.encode_with_tags([text], [spans])
+    words = encoders.words
+    features_BTM, tags = words.encode_with_tags([text], [spans])
     for reference, tag in zip(references, tags[0], strict=True):
         if not bool(tag.any()):
-            length = encoders.text.config.text_len
+            length = words.config.text_len
             raise SpecError(
                 "prompt", f"is too long: @{reference.name} first comes after {length} tokens"
             )

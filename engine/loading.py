@@ -58,6 +58,20 @@ def load_models(
     """
     check_memory(folder, preset, runtime, place)
     dit = _load_dit(folder / "dit.safetensors", preset, runtime, place)
+    return dit, _load_encoders(folder, preset, runtime, place)
+
+
+def load_encoders(folder: Path, preset: Preset, runtime: Runtime, place: Placement) -> Encoders:
+    """The same without the DiT."""
+    check_memory(folder, preset, runtime, place)
+    return _load_encoders(folder, preset, runtime, place)
+
+
+def _load_encoders(folder: Path, preset: Preset, runtime: Runtime, place: Placement) -> Encoders:
+    path = folder / "vae.safetensors"
+    vae = VAE.from_files(path, preset.vae, runtime.max_cells, place.device)
+    if runtime.encoders == "remote":
+        return Encoders(None, vae, None)
     away = runtime.offload != "none"
     home = CPU if away else place.device
     words = folder / "text_tokenizer.json"
@@ -72,9 +86,7 @@ def load_models(
         offload.visit(text.model, place.device)
         if vlm is not None:
             offload.visit(vlm.model.model, place.device)
-    path = folder / "vae.safetensors"
-    vae = VAE.from_files(path, preset.vae, runtime.max_cells, place.device)
-    return dit, Encoders(text, vae, vlm)
+    return Encoders(text, vae, vlm)
 
 
 def _load_dit(path: Path, preset: Preset, runtime: Runtime, place: Placement) -> WanDiT:
@@ -106,15 +118,14 @@ def check_memory(folder: Path, preset: Preset, runtime: Runtime, place: Placemen
     `troupe plan` counts it. That takes seconds, so it is done only where the weights alone are
     more than an eighth of what is free.
     """
-    names = ("dit", "text", "vae", *(["vlm"] if preset.dit.use_vlm else []))
-    tables = {name: shapes(folder / f"{name}.safetensors") for name in names}
+    tables = {name: shapes(folder / f"{name}.safetensors") for name in _loaded(preset, runtime)}
     found = _footprint(tables, runtime, place)
     free = {device: free_bytes(device) for device in (place.device, CPU)}
     weights = found.resident + max(found.visiting.values(), default=0)
     need = {place.device: weights}
     if place.device != CPU:
         need[CPU] = found.away
-    works = cache(lambda tile: _work(preset, tile, place))
+    works = cache(lambda tile: _work(preset, tile, runtime, place))
     if weights > free[place.device] / 8:
         need[place.device] = found.peak(works(runtime.tile))
     for device in need:
@@ -127,17 +138,30 @@ def check_memory(folder: Path, preset: Preset, runtime: Runtime, place: Placemen
             )
 
 
+def _loaded(preset: Preset, runtime: Runtime) -> tuple[str, ...]:
+    """Names of the models that this runtime loads."""
+    encoders = ("text", "vlm") if preset.dit.use_vlm else ("text",)
+    dit = () if runtime.encoders == "only" else ("dit",)
+    return (*dit, "vae", *(() if runtime.encoders == "remote" else encoders))
+
+
 def _footprint(tables: Mapping[str, Table], runtime: Runtime, place: Placement) -> Footprint:
     # Whatever visits the CPU lies there already.
     known = replace(runtime, offload="none") if place.device == CPU else runtime
     return footprint(tables, known, place.dtype.itemsize)
 
 
-def _work(preset: Preset, tile: str, place: Placement) -> list[tuple[str, int]]:
+def _work(
+    preset: Preset, tile: str, runtime: Runtime, place: Placement
+) -> list[tuple[str, int]]:
     # Counted in bf16, and fp32 takes at most twice that; the VAE's is counted in its fp32 already.
     times = place.dtype.itemsize // torch.bfloat16.itemsize
     works = work_of(preset, tile)
-    return [(model, size if model == "vae" else size * times) for model, size in works]
+    if runtime.encoders == "only":
+        works = works[:-1]  # it decodes nothing
+    known = _loaded(preset, runtime)
+    return [(model, size if model == "vae" else size * times) for model, size in works
+            if model in known]  # fmt: skip
 
 
 def _ways(

@@ -37,12 +37,13 @@ def footprint(tables: Mapping[str, Table], runtime: Runtime, itemsize: int) -> F
     """Where the weights of a preset's models lie.
 
     Args:
-        tables: "dit", "text", "vae" and, where there is one, "vlm".
+        tables: "vae", and those of "dit", "text" and "vlm" that are loaded.
         itemsize: bytes of a number in the runtime's precision.
     """
     sizes = {name: _bytes(table, itemsize) for name, table in tables.items() if name != "dit"}
     sizes["vae"] = _bytes(tables["vae"], 4)
-    parts = {name: _dit_bytes(name, x, runtime, itemsize) for name, x in tables["dit"].items()}
+    dits = tables.get("dit", {})
+    parts = {name: _dit_bytes(name, x, runtime, itemsize) for name, x in dits.items()}
     visiting = {}
     if runtime.offload != "none":
         visiting = {name: size for name, size in sizes.items() if name != "vae"}

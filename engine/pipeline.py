@@ -25,8 +25,9 @@ from engine.cache import EncodingCache
 from engine.compile import velocity_of
 from engine.dit import WanDiT
 from engine.edit import Edit
-from engine.encodings import Encoders, Encodings, EncodingsBatch, encode, key, stack
-from engine.errors import BackendError, SpecError
+from engine.encoder import Encoder, by_name, needed_files
+from engine.encodings import Encoded, Encoders, Encodings, EncodingsBatch, stack
+from engine.errors import BackendError
 from engine.loading import load_models
 from engine.offload import grouped
 from engine.parallel import Team
@@ -34,7 +35,7 @@ from engine.placement import placed
 from engine.presets import Preset
 from engine.runtime import STANDARD, Runtime
 from engine.sample import Conditions, Each, Source, Step, one_by_one, sample
-from engine.spec import Guidance, Reference, Span, Spec, clean, text_of
+from engine.spec import Guidance, Reference, Spec
 from engine.tiers import Run
 from engine.vace import context_latents
 from engine.vae import to_frames
@@ -82,10 +83,10 @@ class Engine:
         self.team = team
         run = self.dit if team is None else team.twin(self.dit, compile)
         self.velocity = velocity_of(run, compile)
+        self.encoder = Encoder(encoders, preset, digest, cache)
         self.encoders = encoders
         self.preset = preset
         self.digest = digest
-        self.cache = cache or EncodingCache()
 
     @classmethod
     def load(
@@ -108,6 +109,8 @@ class Engine:
         """
         if team is not None and runtime.offload == "group":
             raise BackendError("offload=group is for one process: the blocks of a team stay")
+        if runtime.encoders == "only":
+            raise BackendError("encoders=only makes no videos: it is for a worker that encodes")
         folder, place = Path(folder), placed(runtime)
         manifest = checkpoint.verify(folder)
         preset = manifest.resolve()
@@ -128,6 +131,7 @@ class Engine:
         on_progress: OnProgress | None = None,
         scope: str = "",
         edit: Edit | None = None,
+        encoded: Encoded | None = None,
     ) -> Video:
         """A video of the prompt with the referenced subjects. Same spec, same bytes.
 
@@ -137,10 +141,13 @@ class Engine:
                 it raises (such as `Cancelled`) ends the work there and comes out of here.
             scope: whose request it is; encodings are never shared between scopes.
             edit: a video to start from, of the spec's size and length.
+            encoded: the request's encodings, where an `engine.encoder.Encoder` with the same
+                weights has made them; None makes them here.
 
         Raises:
             SpecError: the request is not one that this model can serve.
-            BackendError: the runtime's tiles are too small for the decoder.
+            BackendError: the runtime's tiles are too small for the decoder, or there are neither
+                encodings nor encoders.
         """
         tell = on_progress or (lambda progress: None)
         self._check(spec, references)
@@ -148,24 +155,11 @@ class Engine:
             edit.validate(spec)
         run = Run(self.velocity, spec.tier)
         tell(Progress("encode", 0, spec.steps))
-        batch, negative = self.encode(spec, references, scope)
-        source = None if edit is None else edit.source(self.encoders.vae, spec.steps)
-        context = None
-        if self.preset.family == "vace":
-            context = self._context(spec, batch, edit)
+        encoded = encoded or self.encode(spec, references, scope)
         leading = families.num_leading(self.preset.family, len(spec.names))
         tell(Progress("denoise", 0, spec.steps))
-        latents = self.sample(
-            stack([batch]),
-            stack([negative]),
-            [spec.seed],
-            self.preset.latent_shape(spec.width, spec.height, spec.num_frames),
-            flow.schedule(spec.solver, spec.steps, self.preset.defaults.shift),
-            spec.guidance,
-            lambda step: tell(self._progress(step, leading)),
-            source=source,
-            context_BCFHW=context,
-            run=run,
+        latents = self._denoise(
+            [spec], [encoded], run, edit, lambda step: tell(self._progress(step, leading))
         )
         tell(Progress("decode", 0, spec.num_frames))
         chunks: list[Tensor] = []
@@ -201,51 +195,48 @@ class Engine:
                 yield made.pop(told)
                 told += 1
 
-    def encode(
-        self, spec: Spec, references: Sequence[Reference], scope: str = ""
-    ) -> tuple[Encodings, Encodings]:
-        """Encodings of the request and of its negative prompt, from the cache where known."""
-        by_name = _by_name(spec, references)
-        ordered = [by_name[name] for name in spec.names]
-        text, spans = text_of(spec.prompt, spec.names)
-        size = self.preset.reference_size(spec.width, spec.height)
-
-        def kept(
-            text: str, spans: Sequence[Sequence[Span]], pictures: Sequence[Reference]
-        ) -> Encodings:
-            fit = families.FITS[self.preset.family]
-            return self.cache.get_or(
-                key(self.digest, text, spans, pictures, size, fit, self.encoders.dtype),
-                lambda: encode(text, spans, pictures, self.encoders, size, fit),
-                scope,
-            )
-
-        return kept(text, spans, ordered), kept(clean(spec.negative_prompt).strip(), (), ())
+    def encode(self, spec: Spec, references: Sequence[Reference], scope: str = "") -> Encoded:
+        """Encodings of the request and of its negative prompt, see `engine.encoder`."""
+        return self.encoder.encode(spec, references, scope)
 
     def _together(
         self, asked: Sequence[tuple[Spec, Sequence[Reference]]], scope: str
     ) -> Iterator[Video]:
         """The videos of requests that are alike (`engine.batching`), denoised as one batch."""
         specs = [spec for spec, _ in asked]
+        run = Run(self.velocity, specs[0].tier)
+        encoded = [self.encode(spec, references, scope) for spec, references in asked]
+        latents = self._denoise(specs, encoded, run)
+        made = self._made(run)
+        for spec, one in zip(specs, latents.split(1), strict=True):
+            yield Video(self.decode(one)[0].numpy(), spec.fps, made)
+
+    def _denoise(
+        self,
+        specs: Sequence[Spec],
+        encoded: Sequence[Encoded],
+        run: Run,
+        edit: Edit | None = None,
+        on_step: Callable[[Step], None] | None = None,
+    ) -> Tensor:
+        """Latents of requests that are alike, one row each."""
         first = specs[0]
-        run = Run(self.velocity, first.tier)
-        pairs = [self.encode(spec, references, scope) for spec, references in asked]
+        source = None if edit is None else edit.source(self.encoders.vae, first.steps)
         context = None
         if self.preset.family == "vace":
-            context = torch.cat([self._context(first, full, None) for full, _ in pairs])
-        latents = self.sample(
-            stack([full for full, _ in pairs]),
-            stack([negative for _, negative in pairs]),
+            context = torch.cat([self._context(first, one.full, edit) for one in encoded])
+        return self.sample(
+            stack([one.full for one in encoded]),
+            stack([one.negative for one in encoded]),
             [spec.seed for spec in specs],
             self.preset.latent_shape(first.width, first.height, first.num_frames),
             flow.schedule(first.solver, first.steps, self.preset.defaults.shift),
             first.guidance,
+            on_step,
+            source=source,
             context_BCFHW=context,
             run=run,
         )
-        made = self._made(run)
-        for spec, one in zip(specs, latents.split(1), strict=True):
-            yield Video(self.decode(one)[0].numpy(), spec.fps, made)
 
     @torch.no_grad()
     def sample(
@@ -324,9 +315,12 @@ class Engine:
         return Made(run.tier, *counts)
 
     def _check(self, spec: Spec, references: Sequence[Reference]) -> None:
-        """What can be seen of a request before anything is computed. Raises SpecError."""
+        """What can be seen of a request before anything is computed.
+
+        Raises SpecError, or BackendError if the tiles do not fit.
+        """
         spec.validate(self.preset.limits)
-        _by_name(spec, references)
+        by_name(spec, references)
         Run(self.velocity, spec.tier)
         _, _, *sides = self.preset.latent_shape(spec.width, spec.height, spec.num_frames)
         self.encoders.vae.check_tiles(*sides)
@@ -348,16 +342,3 @@ class Engine:
             frame_HWC = self.decode(step.x0[:1, :, leading : leading + 1])[0, 0]
             preview = picture_bytes(Image.fromarray(frame_HWC.numpy()))
         return Progress("denoise", step.done, step.num_steps, preview)
-
-
-def _by_name(spec: Spec, references: Sequence[Reference]) -> dict[str, Reference]:
-    by_name = {reference.name: reference for reference in references}
-    if len(by_name) != len(references) or set(by_name) != set(spec.names):
-        raise SpecError("subjects", "there must be one picture for each name, and no other")
-    return by_name
-
-
-def needed_files(preset: Preset) -> tuple[str, ...]:
-    """The files of a model folder that `Engine.load` opens."""
-    files = ("dit.safetensors", "vae.safetensors", "text.safetensors", "text_tokenizer.json")
-    return files + (("vlm.safetensors", "vlm_tokenizer.json") if preset.dit.use_vlm else ())

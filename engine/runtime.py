@@ -9,15 +9,17 @@ machine can do what they ask is found out when a model is loaded (`engine.placem
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
 
 from engine.errors import BackendError
 
 DTYPES = ("auto", "fp32", "bf16")
 WEIGHTS = ("full", "int8", "fp8")
 OFFLOADS = ("none", "encoders", "group")
+ENCODERS = ("local", "remote", "only")
 MODES = ("eager", "inductor", "aoti", "tensorrt")
 ATTENTIONS = ("auto", "native", "flash3", "flash2", "xformers", "sage")
+OF_THE_DIT = ("weights", "compile", "tile", "attention")
 DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 TILE = re.compile(r"none|[1-9]\d{0,6}")
 
@@ -33,6 +35,8 @@ class Runtime:
     torchao and computed with in `dtype`.
     offload: "none", all models lie on the device; "encoders", text encoder and VLM lie on the CPU
     and go to the device for each use; "group", the DiT's blocks do so as well, one by one.
+    encoders: "local", text encoder and VLM are loaded with the DiT; "remote", they are not, and
+    encodings come from a worker that has "only" them, with the VAE (`engine.encoder`).
     compile: how a step is computed, see `engine.compile`.
     tile: the most latent cells that a tile of the VAE's decoder reads, such as "4096", see
     `engine.vae_stream`; "none" decodes whole frames.
@@ -46,6 +50,7 @@ class Runtime:
     dtype: str = "auto"
     weights: str = "full"
     offload: str = "none"
+    encoders: str = "local"
     compile: str = "eager"
     tile: str = "none"
     attention: str = "auto"
@@ -63,6 +68,9 @@ class Runtime:
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise _unknown(name, getattr(self, name), known)
+        self._check_together()
+
+    def _check_together(self) -> None:
         if self.offload == "group" and self.compile != "eager":
             raise BackendError(f"offload=group goes with compile=eager, not {self.compile}")
         if self.weights != "full" and self.compile not in ("eager", "inductor"):
@@ -70,6 +78,16 @@ class Runtime:
             raise BackendError(
                 f"weights={self.weights} goes with compile=eager or inductor, not {self.compile}"
             )
+        if self.offload == "encoders" and self.encoders == "remote":
+            raise BackendError("offload=encoders moves what encoders=remote does not load")
+        if self.encoders == "only":
+            idle = [f.name for f in fields(self) if f.name in OF_THE_DIT and not self._is_usual(f)]
+            idle += ["offload=group"] if self.offload == "group" else []
+            if idle:
+                raise BackendError(f"{idle[0]} means nothing with encoders=only: it loads no DiT")
+
+    def _is_usual(self, f: Field[str]) -> bool:
+        return bool(getattr(self, f.name) == f.default)
 
     @classmethod
     def parse(cls, text: str) -> Runtime:
@@ -98,14 +116,15 @@ class Runtime:
 
     def __str__(self) -> str:
         """What differs from `STANDARD`, as `parse` reads it."""
-        values = ((f.name, getattr(self, f.name), f.default) for f in fields(self))
-        return ",".join(f"{name}={value}" for name, value, usual in values if value != usual)
+        unusual = (f.name for f in fields(self) if not self._is_usual(f))
+        return ",".join(f"{name}={getattr(self, name)}" for name in unusual)
 
 
 CHOICES = {
     "dtype": DTYPES,
     "weights": WEIGHTS,
     "offload": OFFLOADS,
+    "encoders": ENCODERS,
     "compile": MODES,
     "attention": ATTENTIONS,
 }

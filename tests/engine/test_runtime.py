@@ -41,7 +41,7 @@ def test_a_tile_is_a_number_of_cells():
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("colour=red", "'colour'; there are device, dtype, weights, offload, compile, tile, "),
+        ("colour=red", "'colour'; there are device, dtype, weights, offload, encoders, "),
         ("compile=fast", "compile 'fast'; there are eager, inductor, aoti, tensorrt"),
         ("dtype=fp16", "dtype 'fp16'; there are auto, fp32, bf16"),
         ("attention=flash9", "there are auto, native, flash3, flash2, xformers, sage"),
@@ -52,6 +52,11 @@ def test_a_tile_is_a_number_of_cells():
         ("tile=big", "tile 'big'"),
         ("inductor", "'inductor' must be KEY=VALUE"),
         ("compile=", "unknown compile ''"),
+        ("encoders=cpu", "unknown encoders 'cpu'; there are local, remote, only"),
+        ("encoders=remote,offload=encoders", "offload=encoders moves what encoders=remote"),
+        ("encoders=only,weights=int8", "weights means nothing with encoders=only"),
+        ("encoders=only,tile=4096", "tile means nothing with encoders=only"),
+        ("encoders=only,offload=group", "offload=group means nothing with encoders=only"),
     ],
 )
 def test_other_words_are_refused_with_those_that_there_are(text, told):

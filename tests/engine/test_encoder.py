@@ -1,0 +1,134 @@
+"""Encodings made elsewhere: the same bits, and no encoder loaded where none is needed."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load, save
+
+from engine import loading
+from engine.encoder import Encoder, from_bytes, to_bytes
+from engine.encodings import Encoded
+from engine.errors import BackendError, CheckpointError, SpecError
+from engine.pipeline import Engine
+from engine.runtime import Runtime
+from tests.engine.conftest import alter, picture
+from tests.engine.test_placement import asked
+
+ONLY = Runtime(device="cpu", encoders="only")
+REMOTE = Runtime(device="cpu", encoders="remote")
+
+
+def same(one: Encoded, other: Encoded) -> bool:
+    return all(
+        torch.equal(x, getattr(b, name))
+        for a, b in zip(one, other, strict=True)
+        for name, x in a.tensors().items()
+    )
+
+
+@pytest.fixture(scope="module")
+def encoder(loud_model) -> Encoder:
+    return Encoder.load(loud_model, runtime=ONLY)
+
+
+def test_a_video_from_encodings_made_elsewhere_is_the_same(loud_model, encoder):
+    here, there = (Engine.load(loud_model, runtime=r) for r in (Runtime(device="cpu"), REMOTE))
+    assert (there.encoders.text, there.encoders.vlm) == (None, None)
+    assert there.digest == encoder.digest
+    spec, cast = asked(here)
+    encoded = from_bytes(to_bytes(encoder.encode(spec, cast)))
+    wanted = here.generate(spec, cast)
+    assert (there.generate(spec, cast, encoded=encoded).frames == wanted.frames).all()
+    # They are used, not made again.
+    other = from_bytes(to_bytes(encoder.encode(replace(spec, prompt="@bob and @anna"), cast)))
+    assert (here.generate(spec, cast, encoded=other).frames != wanted.frames).any()
+
+
+def test_files_keep_every_bit(encoder):
+    spec, cast = asked(encoder)
+    encoded = encoder.encode(spec, cast)
+    assert same(from_bytes(to_bytes(encoded)), encoded)
+    nobody = encoder.encode(replace(spec, prompt="a place", names=()), [])
+    assert len(nobody.full.refs_SCHW) == 0 and same(from_bytes(to_bytes(nobody)), nobody)
+
+
+@pytest.mark.parametrize("change", ["cut", "text", "missing", "extra"])
+def test_other_files_are_refused(encoder, change):
+    spec, cast = asked(encoder)
+    data = to_bytes(encoder.encode(spec, cast))
+    tensors = load(data)
+    broken = {
+        "cut": data[:-3],
+        "text": b"no such file",
+        "missing": save({k: x for k, x in tensors.items() if k != "negative.text_TM"}),
+        "extra": save(tensors | {"full.more": torch.ones(1)}),
+    }[change]
+    with pytest.raises(CheckpointError, match="these are no encodings"):
+        from_bytes(broken)
+
+
+def test_without_encoders_nothing_is_encoded(loud_model):
+    there = Engine.load(loud_model, runtime=REMOTE)
+    spec, cast = asked(there)
+    with pytest.raises(BackendError, match="encoders=remote: no text encoder is here"):
+        there.generate(spec, cast)
+
+
+def test_an_encoder_is_no_engine_and_the_other_way_round(loud_model):
+    with pytest.raises(BackendError, match="encoders=only makes no videos"):
+        Engine.load(loud_model, runtime=ONLY)
+    with pytest.raises(BackendError, match="loaded with encoders=only, not local"):
+        Encoder.load(loud_model, runtime=Runtime())
+
+
+@pytest.mark.parametrize(
+    ("runtime", "opened"),
+    [
+        (Runtime(device="cpu"), {"dit", "text", "vae", "vlm"}),
+        (REMOTE, {"dit", "vae"}),
+        (ONLY, {"text", "vae", "vlm"}),
+    ],
+)
+def test_what_is_not_needed_is_neither_loaded_nor_counted(loud_model, monkeypatch, runtime, opened):
+    counted: set[str] = set()
+    footprint = loading.footprint
+
+    def watch(tables, *rest):  # noqa: ANN001, ANN202
+        counted.update(tables)
+        return footprint(tables, *rest)
+
+    monkeypatch.setattr(loading, "footprint", watch)
+    if runtime.encoders == "only":
+        encoders = Encoder.load(loud_model, runtime=runtime).encoders
+        found = {"vae"}
+    else:
+        encoders = Engine.load(loud_model, runtime=runtime).encoders
+        found = {"dit", "vae"}
+    found |= {name for name in ("text", "vlm") if getattr(encoders, name) is not None}
+    assert found == counted == opened
+
+
+def test_work_that_is_not_done_needs_no_memory(loud_model, monkeypatch):
+    monkeypatch.setattr(loading, "free_bytes", lambda device: 60_000_000)
+    work = [("text", 10**6), ("vlm", 10**6), ("vae", 10**6), ("dit", 10**9), ("vae", 10**9)]
+    monkeypatch.setattr(loading, "work_of", lambda preset, tile: work)
+    Encoder.load(loud_model, runtime=ONLY)
+    with pytest.raises(BackendError, match="0.06 GB are free"):
+        Engine.load(loud_model, runtime=REMOTE)
+
+
+def test_a_wrong_text_encoder_is_found_where_it_is_loaded(loud_model, tmp_path):
+    folder = Path(shutil.copytree(loud_model, tmp_path / "model"))
+    alter(folder, "text.safetensors", {"shared.weight": torch.full((1, 1), float("nan"))})
+    with pytest.raises(CheckpointError, match="shared.weight"):
+        Encoder.load(folder, runtime=ONLY)
+    Engine.load(folder, runtime=REMOTE)
+
+
+def test_pictures_must_fit_the_names(encoder):
+    spec, _ = asked(encoder)
+    with pytest.raises(SpecError, match="one picture for each name"):
+        encoder.encode(spec, [picture("anna")])
