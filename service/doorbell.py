@@ -15,6 +15,9 @@ from service.settings import Settings
 
 TASK = "troupe.generate"
 QUEUE = "troupe"
+# For workers that only encode.
+ENCODE_TASK = "troupe.encode"
+ENCODE_QUEUE = "troupe-encode"
 
 Ring = Callable[[str], bool]
 
@@ -50,10 +53,17 @@ class Doorbell:
 
     def ring(self, job_id: str) -> bool:
         """Send the id to the queue. False if the broker could not be reached: the job is safe."""
+        return self._send(TASK, QUEUE, job_id)
+
+    def ring_encoder(self, job_id: str) -> bool:
+        """The same for a worker that encodes; who needs its encodings will ring again."""
+        return self._send(ENCODE_TASK, ENCODE_QUEUE, job_id)
+
+    def _send(self, task: str, queue: str, job_id: str) -> bool:
         try:
-            self._celery.send_task(TASK, args=[job_id], queue=QUEUE, retry=False)
+            self._celery.send_task(task, args=[job_id], queue=queue, retry=False)
         except (OperationalError, OSError) as error:
-            log.warning("doorbell for %s not rung, the reaper will: %s", job_id, error)
+            log.warning("doorbell for %s not rung, it will be again: %s", job_id, error)
             return False
         return True
 

@@ -274,6 +274,12 @@ class Ledger:
         """The oldest queued jobs that may start now and were not rung for `ring_after_s`."""
         return list(self._run(scripts.DUE, how_many, int(ring_after_s * 1000)))
 
+    def head(self, how_many: int) -> list[str]:
+        """The jobs that will be started next."""
+        with answering():
+            found = self._redis.zrange(f"{self._prefix}queued", 0, how_many - 1)
+        return [str(job_id) for job_id in found] if how_many else []
+
     def graves(self, age_s: float) -> list[str]:
         """Jobs deleted at least `age_s` ago whose blobs may need another sweep."""
         return list(self._run(scripts.GRAVES, int(age_s * 1000)))

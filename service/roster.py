@@ -17,6 +17,8 @@ from service.settings import Settings
 class WorkerState:
     """What a worker says of itself. `state`: starting, idle, busy or unhealthy.
 
+    `role`: "generate", from request to video; "denoise", the same with encodings that a worker
+    with the role "encode" has made.
     `message` says why it is unhealthy; `digest` is its checkpoint's; `job` the id in hand.
     """
 
@@ -26,11 +28,17 @@ class WorkerState:
     preset: str = ""
     digest: str = ""
     job: str = ""
+    role: str = "generate"
 
     @property
     def healthy(self) -> bool:
         """Whether it can take jobs, now or after the one in hand."""
         return self.state in {"idle", "busy"}
+
+    @property
+    def makes_videos(self) -> bool:
+        """Whether jobs are for it; a worker that only encodes helps another."""
+        return self.role != "encode"
 
 
 class Roster:

@@ -12,12 +12,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
 import redis
 
+from engine.errors import BackendError
+from engine.runtime import Runtime
 from troupe.processes import Child, ChildFailed, Command, Supervisor
 
 _SOCKET_PATH_LIMIT = 100  # bytes; the kernel's is 108
@@ -38,13 +40,17 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class Plan:
-    """Where to serve and what from. `state` holds Redis's data, blobs and logs; `port` 0 is any."""
+    """Where to serve and what from. `state` holds Redis's data, blobs and logs; `port` 0 is any.
+
+    encoders: how many workers of their own encode for the one that makes videos.
+    """
 
     host: str
     port: int
     state: Path
     model: Path
     redis_url: str | None = None
+    encoders: int = 0
 
 
 class Stack:
@@ -240,15 +246,37 @@ def _environment(plan: Plan, redis_url: str, preset: str) -> dict[str, str]:
 
 
 def _commands(plan: Plan, env: dict[str, str], port: int) -> list[Command]:
-    """The three Python processes, in starting order. See `workers.app` for the same by hand."""
+    """The Python processes, in starting order. See `workers.app` for the same by hand."""
     gateway = "uvicorn service.app:create_app --factory --log-level warning"
-    worker = "celery -A workers.app worker -P prefork -c 1 --loglevel INFO"
+    workers = {"worker": env}
+    if plan.encoders:
+        serves, encodes = _runtimes(env.get("TROUPE_RUNTIME", ""))
+        workers = {"worker": env | {"TROUPE_RUNTIME": serves}}
+        for number in range(1, plan.encoders + 1):
+            workers[f"encoder-{number}"] = env | {"TROUPE_RUNTIME": encodes}
     return [
         # A worker may finish the job in hand before it ends; its own soft limit is the lease.
-        _python("worker", worker.split(), plan, env, grace_s=30.0),
+        *(_python(name, _celery(name), plan, own, grace_s=30.0) for name, own in workers.items()),
         _python("reaper", ["workers.reaper"], plan, env),
         _python("gateway", [*gateway.split(), "--host", plan.host, "--port", str(port)], plan, env),
     ]
+
+
+def _celery(name: str) -> list[str]:
+    worker = "celery -A workers.app worker -P prefork -c 1 --loglevel INFO"
+    return [*worker.split(), "-n", f"{name}@%h"]
+
+
+def _runtimes(text: str) -> tuple[str, str]:
+    """TROUPE_RUNTIME of a worker without encoders, and of one with nothing else. The second
+    computes where the first does, in the same precision. Raises StackError."""
+    try:
+        given = Runtime.parse(text)
+        serves = replace(given, encoders="remote")
+        encodes = Runtime(device=given.device, dtype=given.dtype, encoders="only")
+    except BackendError as error:
+        raise StackError(f"TROUPE_RUNTIME={text}: {error}.") from error
+    return str(serves), str(encodes)
 
 
 def _python(

@@ -22,12 +22,20 @@ def up(
     port: Annotated[int, typer.Option(help="Port of the gateway; 0 takes any free one.")] = 8000,
     model: Annotated[Path, typer.Option(help="Model folder.")] = MODEL,
     state: Annotated[Path, typer.Option(help="Folder for jobs, videos and logs.")] = STATE,
+    encoders: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Workers that only encode; the one that makes videos then holds no text encoder"
+            " and no VLM.",
+        ),
+    ] = 0,
 ) -> None:
     """Serve until Ctrl-C: gateway with the studio page, one worker, the reaper, and Redis.
 
     With REDIS_URL set, that Redis is used; else a bundled one, whose data stay in the state folder.
     """
-    plan = Plan(host, port, state, model, own_redis_url())
+    plan = Plan(host, port, state, model, own_redis_url(), encoders)
     stop = stop_on_signals()
     with Supervisor(tell_restart) as supervisor:
         try:

@@ -25,15 +25,18 @@ fork, so the engine is loaded in the child (`workers.boot`).
 
 from celery import Celery
 
-from service.doorbell import QUEUE, broker_options
+from engine.runtime import Runtime
+from service.doorbell import ENCODE_QUEUE, QUEUE, broker_options
 from workers.settings import Settings
 
 
 def make_app(settings: Settings) -> Celery:
-    """A Celery app that consumes doorbells one at a time."""
-    celery = Celery("troupe", broker=settings.celery_broker, include=["workers.generate"])
+    """A Celery app that consumes doorbells one at a time, those that its runtime is for."""
+    tasks = ["workers.generate", "workers.encode"]
+    celery = Celery("troupe", broker=settings.celery_broker, include=tasks)
+    encodes = Runtime.parse(settings.runtime).encoders == "only"
     celery.conf.update(
-        task_default_queue=QUEUE,
+        task_default_queue=ENCODE_QUEUE if encodes else QUEUE,
         # Only JSON enters; a pickle in the broker would be code.
         task_serializer="json",
         accept_content=["json"],

@@ -16,28 +16,34 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from celery.signals import worker_process_init, worker_process_shutdown
 
 from engine.errors import TroupeError
 from engine.runtime import STANDARD, Runtime
 from service.blobs import open_blobs
+from service.doorbell import Doorbell
 from service.errors import ServiceError
+from service.exchange import Exchange
 from service.ledger import Ledger, connect
 from service.roster import Roster, WorkerState
 from workers.settings import Settings
 
 if TYPE_CHECKING:
+    from engine.encoder import Encoder
     from engine.pipeline import Engine
 
 log = logging.getLogger(__name__)
+ROLES = {"local": "generate", "remote": "denoise", "only": "encode"}  # by Runtime.encoders
 
 
 def load_engine(
     folder: Path, encodings: Path | None = None, runtime: Runtime = STANDARD
-) -> "Engine":
-    """The engine, verified byte by byte. torch is imported here, in the child, and only here.
+) -> "Engine | Encoder":
+    """The engine, or its encoders where the runtime says only those, verified byte by byte.
+
+    torch is imported here, in the child, and only here.
 
     Args:
         encodings: where encodings are kept on disk; None keeps them in memory only.
@@ -47,9 +53,11 @@ def load_engine(
         BackendError: this machine cannot do what the runtime asks.
     """
     from engine.cache import EncodingCache
+    from engine.encoder import Encoder
     from engine.pipeline import Engine
 
-    return Engine.load(folder, EncodingCache(folder=encodings), runtime)
+    kind = Encoder if runtime.encoders == "only" else Engine
+    return kind.load(folder, EncodingCache(folder=encodings), runtime)
 
 
 class Station:
@@ -58,11 +66,15 @@ class Station:
     def __init__(self, settings: Settings) -> None:
         client = connect(settings)
         self.settings = settings
+        self.runtime = Runtime.parse(settings.runtime)
         self.ledger = Ledger(client, settings)
+        self.exchange = Exchange(client, settings)
         self.blobs = open_blobs(settings)
         self.engine: Engine | None = None
+        self.encoder: Encoder | None = None  # in place of an engine
         self.leaving = threading.Event()  # SIGTERM came: hand the job in hand back
         self._roster = Roster(client, settings)
+        self._doorbell = Doorbell(settings)
         self._id = f"{socket.gethostname()}:{os.getpid()}"
         self._message = ""
         self._job = ""
@@ -81,10 +93,13 @@ class Station:
         self._tried = time.monotonic()
         folder = self.settings.model_dir
         try:
-            runtime = Runtime.parse(self.settings.runtime)
-            self.engine = load_engine(folder, self.settings.encodings_dir, runtime)
+            found: Any = load_engine(folder, self.settings.encodings_dir, self.runtime)
+            if self.runtime.encoders == "only":
+                self.encoder = found
+            else:
+                self.engine = found
             self._message = ""
-            log.info("serving %s, digest %s", folder, self.engine.digest)
+            log.info("serving %s as %s, digest %s", folder, self.role, found.digest)
         except (TroupeError, OSError) as error:
             self._message = str(error)
             log.error("cannot serve %s: %s", folder, error)
@@ -96,17 +111,28 @@ class Station:
     @property
     def state(self) -> WorkerState:
         """What is announced."""
-        engine = self.engine
-        if engine is None:
+        model = self.engine or self.encoder
+        if model is None:
             word = "unhealthy" if self._message else "starting"
-            return WorkerState(self._id, word, self._message or "loading its checkpoint")
+            message = self._message or "loading its checkpoint"
+            return WorkerState(self._id, word, message, role=self.role)
         return WorkerState(
             self._id,
             "busy" if self._job else "idle",
-            preset=engine.preset.name,
-            digest=engine.digest,
+            preset=model.preset.name,
+            digest=model.digest,
             job=self._job,
+            role=self.role,
         )
+
+    @property
+    def role(self) -> str:
+        """See `service.roster.WorkerState`."""
+        return ROLES[self.runtime.encoders]
+
+    def ring_encoder(self, job_id: str) -> None:
+        """Ask a worker that encodes to see to a job."""
+        self._doorbell.ring_encoder(job_id)
 
     def take(self, job_id: str) -> None:
         """Announce the job in hand; an empty id: none."""
@@ -150,7 +176,7 @@ class Station:
         while not self._closed.wait(self.settings.lease_s / 3):
             self.announce()
             retry = time.monotonic() - self._tried > self.settings.reload_after_s
-            if self.engine is None and self._message and retry:
+            if self._message and retry:
                 self.load()
 
 

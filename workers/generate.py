@@ -5,28 +5,27 @@ that is answered with anything but ok ends the work at that step, and a commit w
 changes nothing. Celery learns only whether the doorbell was answered.
 """
 
-import io
 import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from celery import shared_task
-from PIL import Image
 
 from engine.errors import Cancelled, SpecError, TroupeError
 from engine.spec import Reference, Spec
-from service import blobs as store
 from service.doorbell import TASK
 from service.errors import BlobError, LedgerDown
 from service.ledger import CANCELLED, Claim
 from workers.boot import Station, station
-from workers.work import Work
+from workers.encode import encodings_of, forget
+from workers.work import Work, fetch
 
 if TYPE_CHECKING:
     from engine.pipeline import Engine
+    from engine.video import Video
 
 log = logging.getLogger(__name__)
 COMMIT_TRIES = 8
@@ -107,9 +106,9 @@ def _settle(claim: Claim, place: Station, work: Work, word: str) -> str:
 def _make(claim: Claim, place: Station, engine: "Engine", work: Work) -> dict[str, Any]:
     """The video and its pictures, stored; returns the result as the record will hold it."""
     spec = Spec.from_json(claim.request["spec"])
-    references = [_fetch(place, one) for one in claim.request["references"]]
+    references = [fetch(place, one) for one in claim.request["references"]]
     work.begin(engine.digest)
-    video = engine.generate(spec, references, work.on_progress)
+    video = _generate(claim.job_id, place, engine, work, spec, references)
     work.enter("store")
     result = work.keep(video, references)
     work.enter("commit")
@@ -118,10 +117,22 @@ def _make(claim: Claim, place: Station, engine: "Engine", work: Work) -> dict[st
     return {**result, "timings": work.timings, "attempt": claim.attempt}
 
 
-def _fetch(place: Station, one: dict[str, str]) -> Reference:
-    data = store.get(place.blobs, one["key"])
-    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-        return Reference.from_image(one["name"], image)
+def _generate(
+    job_id: str,
+    place: Station,
+    engine: "Engine",
+    work: Work,
+    spec: Spec,
+    references: Sequence[Reference],
+) -> "Video":
+    """The video, from encodings of another worker's where this one has no encoders."""
+    if place.runtime.encoders != "remote":
+        return engine.generate(spec, references, work.on_progress)
+    try:
+        encoded = encodings_of(job_id, place, engine.digest, work.hear)
+        return engine.generate(spec, references, work.on_progress, encoded=encoded)
+    finally:
+        forget(job_id, place)
 
 
 def _commit(claim: Claim, place: Station, result: dict[str, Any]) -> str:

@@ -8,13 +8,15 @@ worker can still be writing them. Every step is atomic in the ledger, so several
 import logging
 import signal
 import threading
+from collections.abc import Sequence
 from types import FrameType
 
 from service.blobs import Blobs, open_blobs
 from service.doorbell import Doorbell, Ring
 from service.errors import BlobError, LedgerDown
+from service.exchange import Exchange
 from service.ledger import Ledger, connect
-from service.roster import Roster
+from service.roster import Roster, WorkerState
 from workers.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -24,12 +26,21 @@ class Reaper:
     """One round after the other. Raises nothing: without Redis or blobs, the next round tries."""
 
     def __init__(
-        self, ledger: Ledger, roster: Roster, blobs: Blobs, ring: Ring, settings: Settings
+        self,
+        ledger: Ledger,
+        roster: Roster,
+        blobs: Blobs,
+        ring: Ring,
+        settings: Settings,
+        exchange: Exchange,
+        ring_encoder: Ring,
     ) -> None:
         self._ledger = ledger
         self._roster = roster
         self._blobs = blobs
         self._ring = ring
+        self._exchange = exchange
+        self._ring_encoder = ring_encoder
         self._ring_after_s = settings.ring_after_s
         self._grave_age_s = 2 * settings.lease_s
 
@@ -41,16 +52,28 @@ class Reaper:
                 log.warning("%s lost its worker, queued again", job_id)
             for job_id in failed:
                 log.error("%s given up", job_id)
-            self._ring_for_idle()
+            present = self._roster.present()
+            self._ring_for_idle(present)
+            self._ring_ahead(present)
             self._sweep()
         except LedgerDown:
             log.warning("no ledger; trying again")
 
-    def _ring_for_idle(self) -> None:
-        idle = sum(worker.state == "idle" for worker in self._roster.present())
+    def _ring_for_idle(self, present: Sequence[WorkerState]) -> None:
+        idle = sum(worker.state == "idle" for worker in present if worker.makes_videos)
         if idle:
             for job_id in self._ledger.due(idle, self._ring_after_s):
                 self._ring(job_id)
+
+    def _ring_ahead(self, present: Sequence[WorkerState]) -> None:
+        """As many jobs are encoded ahead as workers will need it: no card waits, and the queue's
+        encodings do not pile up."""
+        if not any(worker.state == "idle" for worker in present if not worker.makes_videos):
+            return
+        in_need = sum(worker.role == "denoise" for worker in present)
+        for job_id in self._ledger.head(in_need):
+            if self._exchange.may_ring(job_id):
+                self._ring_encoder(job_id)
 
     def _sweep(self) -> None:
         for job_id in self._ledger.graves(self._grave_age_s):
@@ -67,12 +90,15 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     settings = Settings()
     client = connect(settings)
+    doorbell = Doorbell(settings)
     reaper = Reaper(
         Ledger(client, settings),
         Roster(client, settings),
         open_blobs(settings),
-        Doorbell(settings).ring,
+        doorbell.ring,
         settings,
+        Exchange(client, settings),
+        doorbell.ring_encoder,
     )
     stop = threading.Event()
 

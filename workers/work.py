@@ -1,5 +1,6 @@
 """One job in hand: its lease is kept alive, its progress told, its stop heard, its files kept."""
 
+import io
 import logging
 import threading
 import time
@@ -7,8 +8,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image
+
 from engine.errors import Cancelled
 from engine.spec import Reference
+from service import blobs as store
 from service.errors import BlobError, LedgerDown
 from service.ledger import Claim
 from workers import media
@@ -23,6 +27,13 @@ log = logging.getLogger(__name__)
 # Share of a job's time at which each stage begins, and ends.
 SPANS = {"encode": (0.0, 0.05), "denoise": (0.05, 0.9), "decode": (0.9, 0.97)}
 STORE_AT = 0.97
+
+
+def fetch(place: Station, one: dict[str, str]) -> Reference:
+    """A reference as the gateway stored it."""
+    data = store.get(place.blobs, one["key"])
+    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+        return Reference.from_image(one["name"], image)
 
 
 class Work:
@@ -64,14 +75,18 @@ class Work:
         if stage == "store":
             self._beat(STORE_AT, stage=stage)
 
+    def hear(self) -> None:
+        """Between steps, while something is waited for. Raises Cancelled, as `on_progress` does."""
+        self._heed()
+        self._beat(0.0)
+
     def on_progress(self, progress: "Progress") -> None:
         """The engine's callback, at every step.
 
         Raises:
             Cancelled: stop now; `stopped` holds the reason.
         """
-        if self._place.leaving.is_set():
-            self._stop("leave")
+        self._heed()
         if progress.stage != self._stage:
             self.enter(progress.stage)
         share = progress.step / max(progress.num_steps, 1)
@@ -98,6 +113,10 @@ class Work:
             self._place.blobs.delete(self._prefix)
         except BlobError as error:
             log.warning("%s: files of attempt left behind: %s", self._claim.job_id, error)
+
+    def _heed(self) -> None:
+        if self._place.leaving.is_set():
+            self._stop("leave")
 
     def _preview(self, progress: "Progress") -> dict[str, str | int | float]:
         """The engine's previews are kept; a store that fails here must not cost the job."""

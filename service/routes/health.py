@@ -1,6 +1,6 @@
 """/healthz: the process lives. /readyz: a job sent now would be made, or why not."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -8,6 +8,7 @@ from fastapi import APIRouter, Response
 
 from service.deps import House, TheHouse
 from service.errors import ServiceError
+from service.roster import WorkerState
 
 router = APIRouter(tags=["health"])
 
@@ -43,9 +44,19 @@ def _workers(house: House) -> None:
     present = house.roster.present()
     if not present:
         raise ServiceError("No worker is alive. Jobs are accepted and wait.")
-    if not any(worker.healthy for worker in present):
-        reasons = sorted({f"{worker.state}: {worker.message}" for worker in present})
-        raise ServiceError(f"No worker can take a job. {'; '.join(reasons)}")
+    makers = [worker for worker in present if worker.makes_videos]
+    fit = [worker for worker in makers if worker.healthy]
+    if not fit:
+        raise ServiceError(f"No worker can take a job. {_reasons(makers)}")
+    encoders = [worker for worker in present if not worker.makes_videos]
+    in_need = all(worker.role == "denoise" for worker in fit)
+    if in_need and not any(worker.healthy for worker in encoders):
+        raise ServiceError(f"No worker encodes, and those alive need one. {_reasons(encoders)}")
+
+
+def _reasons(workers: Sequence[WorkerState]) -> str:
+    found = sorted({f"{worker.state}: {worker.message}" for worker in workers})
+    return "; ".join(found) or "There is none of this kind."
 
 
 def _present(house: House) -> dict[str, Any]:

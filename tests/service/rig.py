@@ -35,6 +35,9 @@ from workers.settings import Settings
 ROOT = Path(__file__).resolve().parents[2]
 
 
+ENCODES = {"TROUPE_RUNTIME": "device=cpu,encoders=only"}
+
+
 def start_redis(folder: Path) -> ValkeyServer:
     """A Valkey on `folder`/s, durable as the ledger asks for."""
     server = ValkeyServer(
@@ -144,6 +147,7 @@ class Service:
     def __init__(
         self, settings: Settings, folder: Path, worker: str = "tests.workers.scripted_worker"
     ) -> None:
+        self.settings = settings
         self._worker_app = worker
         self.url = ""
         self.logs = folder / "logs"
@@ -152,7 +156,7 @@ class Service:
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, *names: str) -> None:
-        """Any of gateway, worker, reaper."""
+        """Any of gateway, worker, reaper, encoder (a worker that only encodes)."""
         for name in names:
             self._spawn(name, getattr(self, f"_{name}")())
 
@@ -187,7 +191,7 @@ class Service:
             self._processes[name] = subprocess.Popen(
                 [sys.executable, "-m", *arguments],
                 cwd=ROOT,
-                env=self._env,
+                env=self._env | (ENCODES if name == "encoder" else {}),
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
@@ -200,6 +204,9 @@ class Service:
     def _worker(self) -> list[str]:
         options = ["worker", "-P", "prefork", "-c", "1", "--loglevel", "INFO"]
         return ["celery", "-A", self._worker_app, *options]
+
+    def _encoder(self) -> list[str]:
+        return [*self._worker(), "-n", "encoder@%h"]
 
     def _reaper(self) -> list[str]:
         return ["workers.reaper"]

@@ -5,7 +5,7 @@ import json
 import time
 from pathlib import Path
 
-from service.doorbell import QUEUE, TASK, Doorbell
+from service.doorbell import ENCODE_QUEUE, ENCODE_TASK, QUEUE, TASK, Doorbell
 from service.ledger import connect
 from workers.settings import Settings
 
@@ -13,12 +13,15 @@ from workers.settings import Settings
 def test_the_message_is_the_tasks_name_and_the_id(settings: Settings) -> None:
     bell = Doorbell(settings)
     assert bell.ring("video_1") is True
+    assert bell.ring_encoder("video_1") is True
     bell.close()
     client = connect(settings)
-    message = json.loads(client.lpop(f"{settings.key_prefix}:broker:{QUEUE}"))
+    for queue, task in ((QUEUE, TASK), (ENCODE_QUEUE, ENCODE_TASK)):
+        message = json.loads(client.lpop(f"{settings.key_prefix}:broker:{queue}"))
+        assert message["headers"]["task"] == task
+        assert client.lpop(f"{settings.key_prefix}:broker:{queue}") is None
     client.close()
     body = json.loads(base64.b64decode(message["body"]))
-    assert message["headers"]["task"] == TASK
     assert message["content-type"] == "application/json"
     assert body[0] == ["video_1"] and body[1] == {}
 

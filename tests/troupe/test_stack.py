@@ -3,6 +3,7 @@
 import json
 import socket
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -15,6 +16,7 @@ from troupe.stack import (
     Plan,
     Stack,
     StackError,
+    _commands,
     _environment,
     _free_port,
     _preset_of,
@@ -126,3 +128,24 @@ def test_worker_that_cannot_use_its_model_ends_the_waiting() -> None:
 )
 def test_what_is_missing_is_told_in_words(answer: httpx.Response, words: str) -> None:
     assert words in _reasons(answer)
+
+
+def test_encoders_apart_get_what_they_need_of_the_runtime(tmp_path: Path) -> None:
+    plan = replace(_plan(tmp_path), encoders=2)
+    env = {"TROUPE_RUNTIME": "device=cpu,dtype=bf16,compile=inductor"}
+    commands = {c.name: c for c in _commands(plan, env, 8000)}
+    assert list(commands) == ["worker", "encoder-1", "encoder-2", "reaper", "gateway"]
+    runtimes = {name: command.env["TROUPE_RUNTIME"] for name, command in commands.items()}
+    assert runtimes["worker"] == "device=cpu,dtype=bf16,encoders=remote,compile=inductor"
+    assert runtimes["encoder-1"] == runtimes["encoder-2"] == "device=cpu,dtype=bf16,encoders=only"
+    alone = _commands(replace(plan, encoders=0), env, 8000)
+    assert [c.env["TROUPE_RUNTIME"] for c in alone] == [env["TROUPE_RUNTIME"]] * 3
+
+
+@pytest.mark.parametrize("runtime", ["offload=encoders", "colour=red"])
+def test_a_runtime_that_does_not_go_with_encoders_apart_is_told(
+    tmp_path: Path, runtime: str
+) -> None:
+    plan = replace(_plan(tmp_path), encoders=1)
+    with pytest.raises(StackError, match=f"TROUPE_RUNTIME={runtime}: "):
+        _commands(plan, {"TROUPE_RUNTIME": runtime}, 8000)

@@ -48,6 +48,7 @@ class ScriptedEngine:
         spec: Spec,
         references: Sequence[Reference],
         on_progress: Callable[[Any], None],
+        encoded: object = None,
     ) -> Video:
         """Walks through the stages as the real one does."""
         on_progress(ScriptedProgress("encode", 0, spec.steps))

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from service.doorbell import QUEUE, TASK
+from service.doorbell import ENCODE_QUEUE, ENCODE_TASK, QUEUE, TASK
 from tests.service.rig import ROOT
 from workers.app import make_app
 from workers.settings import Settings
@@ -13,7 +13,7 @@ def test_the_parent_imports_no_torch_and_knows_the_task() -> None:
     code = (
         "import sys, workers.app\n"
         "workers.app.app.loader.import_default_modules()\n"
-        f"assert {TASK!r} in workers.app.app.tasks\n"
+        f"assert {{{TASK!r}, {ENCODE_TASK!r}}} <= set(workers.app.app.tasks)\n"
         "print({'torch', 'diffusers', 'av'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -41,3 +41,10 @@ def test_the_broker_never_redelivers_a_job_that_may_still_run(settings: Settings
 
 def test_loading_may_take_longer_than_celerys_four_seconds(settings: Settings) -> None:
     assert make_app(settings).conf.worker_proc_alive_timeout == settings.load_limit_s > 60
+
+
+def test_a_worker_that_encodes_hears_its_own_doorbells_only(settings: Settings) -> None:
+    encodes = settings.model_copy(update={"runtime": "encoders=only"})
+    assert make_app(encodes).conf.task_default_queue == ENCODE_QUEUE != QUEUE
+    remote = settings.model_copy(update={"runtime": "encoders=remote"})
+    assert make_app(remote).conf.task_default_queue == QUEUE

@@ -7,7 +7,8 @@ import pytest
 
 from service.blobs import FolderBlobs
 from service.errors import BlobError
-from service.ledger import Claim, Ledger
+from service.exchange import Exchange, Offer
+from service.ledger import Claim, Ledger, connect
 from service.roster import Roster, WorkerState
 from tests.service.rig import request_of, wait_for
 from workers.reaper import Reaper
@@ -20,14 +21,30 @@ def rung() -> list[str]:
 
 
 @pytest.fixture
+def asked() -> list[str]:
+    """The jobs for which workers that encode were rung."""
+    return []
+
+
+@pytest.fixture
 def reaper(
-    ledger: Ledger, roster: Roster, blobs: FolderBlobs, rung: list[str], settings: Settings
+    ledger: Ledger,
+    roster: Roster,
+    blobs: FolderBlobs,
+    rung: list[str],
+    asked: list[str],
+    settings: Settings,
 ) -> Reaper:
     def ring(job_id: str) -> bool:
         rung.append(job_id)
         return True
 
-    return Reaper(ledger, roster, blobs, ring, settings)
+    def ring_encoder(job_id: str) -> bool:
+        asked.append(job_id)
+        return True
+
+    exchange = Exchange(connect(settings), settings)
+    return Reaper(ledger, roster, blobs, ring, settings, exchange, ring_encoder)
 
 
 def test_a_dead_workers_job_is_queued_again_and_rung(
@@ -112,4 +129,42 @@ def test_without_redis_a_round_raises_nothing(
 
     lost = settings.model_copy(update={"redis_url": f"unix://{tmp_path}/none"})
     client = connect(lost)
-    Reaper(Ledger(client, lost), Roster(client, lost), blobs, lambda _: True, lost).round()
+    exchange = Exchange(client, lost)
+    ring = bool
+    Reaper(Ledger(client, lost), Roster(client, lost), blobs, ring, lost, exchange, ring).round()
+
+
+def test_no_job_is_rung_for_a_worker_that_only_encodes(
+    reaper: Reaper, ledger: Ledger, roster: Roster, rung: list[str], settings: Settings
+) -> None:
+    ledger.submit("a", request_of("anna"))
+    time.sleep(settings.ring_after_s + 0.05)
+    roster.announce(WorkerState("e", "idle", role="encode"))
+    reaper.round()
+    assert rung == []
+
+
+def test_as_many_are_encoded_ahead_as_workers_will_need_it(
+    reaper: Reaper, ledger: Ledger, roster: Roster, asked: list[str], settings: Settings
+) -> None:
+    for name in "abcd":
+        ledger.submit(name, request_of("anna"))
+    exchange = Exchange(connect(settings), settings)
+    exchange.offer("a", Offer(key="k", digest="d"))
+    for worker in ("w1", "w2", "w3"):
+        roster.announce(WorkerState(worker, "busy", role="denoise"))
+    reaper.round()
+    assert asked == []  # nobody encodes
+    roster.announce(WorkerState("e", "busy", role="encode"))
+    reaper.round()
+    assert asked == []  # nobody has the time
+    roster.announce(WorkerState("e", "idle", role="encode"))
+    reaper.round()
+    assert asked == ["b", "c"]
+    roster.announce(WorkerState("w1", "busy"))
+    roster.announce(WorkerState("w2", "busy"))
+    roster.announce(WorkerState("w3", "busy"))
+    asked.clear()
+    time.sleep(settings.ring_after_s + 0.05)
+    reaper.round()
+    assert asked == []  # all have encoders of their own

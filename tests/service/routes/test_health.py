@@ -71,3 +71,23 @@ def test_without_redis_every_route_is_503_and_says_when_to_return(
         answer = client.get(path)
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
     assert answer.json()["error"]["code"] == "ledger_unavailable"
+
+
+def test_a_worker_that_only_encodes_takes_no_jobs(client: TestClient, roster: Roster) -> None:
+    roster.announce(WorkerState("e", "idle", role="encode"))
+    check = client.get("/readyz").json()["checks"]["workers"]
+    assert not check["ok"] and "No worker can take a job. There is none" in check["message"]
+
+
+def test_who_needs_encodings_needs_somebody_who_encodes(client: TestClient, roster: Roster) -> None:
+    roster.announce(WorkerState("w", "idle", role="denoise"))
+    check = client.get("/readyz").json()["checks"]["workers"]
+    assert not check["ok"] and "No worker encodes" in check["message"]
+    roster.announce(WorkerState("e", "unhealthy", message="no room", role="encode"))
+    check = client.get("/readyz").json()["checks"]["workers"]
+    assert not check["ok"] and "unhealthy: no room" in check["message"]
+    roster.announce(WorkerState("e", "busy", role="encode"))
+    assert client.get("/readyz").status_code == 200
+    roster.announce(WorkerState("e", "unhealthy", message="no room", role="encode"))
+    roster.announce(WorkerState("all", "idle"))
+    assert client.get("/readyz").status_code == 200  # one needs nobody

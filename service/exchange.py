@@ -1,0 +1,87 @@
+"""Where workers that encode leave word for those that denoise: short-lived keys in Redis.
+
+    <prefix>encoding:<job>      who is at it, for a lease's time
+    <prefix>encoded:<job>       what came of it: the key of a blob, or an error
+    <prefix>encoding-rung:<job> a doorbell was rung lately
+
+The encodings themselves are a blob among the job's own, so that they go when it is deleted. Nothing
+here is a record: what is lost is made again.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+
+import redis
+
+from service.ledger import answering
+from service.settings import Settings
+
+KEPT_S = 24 * 3600
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What encoding a job came to. `key` is the blob's and `digest` that of the weights that made
+    it; or, where it failed, `error` is the message, and `field` what was wrong in the request, if
+    that was the reason."""
+
+    key: str = ""
+    digest: str = ""
+    error: str = ""
+    field: str = ""
+
+
+class Exchange:
+    """Every method raises LedgerDown when Redis does not answer."""
+
+    def __init__(self, client: redis.Redis, settings: Settings) -> None:
+        self._redis = client
+        self._prefix = f"{settings.key_prefix}:"
+        self._lease_ms = int(settings.lease_s * 1000)
+        self._ring_ms = int(settings.ring_after_s * 1000)
+
+    def begin(self, job_id: str) -> bool:
+        """Take a job's encoding in hand. False: somebody has it, or it is done."""
+        with answering():
+            if self._redis.exists(self._result(job_id)):
+                return False
+            return bool(self._redis.set(self._hand(job_id), "1", nx=True, px=self._lease_ms))
+
+    def hold(self, job_id: str) -> None:
+        """Prolong it for another lease's time."""
+        with answering():
+            self._redis.set(self._hand(job_id), "1", px=self._lease_ms)
+
+    def offer(self, job_id: str, offer: Offer) -> None:
+        """Say what came of it, and let go."""
+        with answering():
+            pipe = self._redis.pipeline()
+            pipe.set(self._result(job_id), json.dumps(asdict(offer)), ex=KEPT_S)
+            pipe.delete(self._hand(job_id))
+            pipe.execute()
+
+    def find(self, job_id: str) -> Offer | None:
+        """What came of it, if anything has yet."""
+        with answering():
+            found = self._redis.get(self._result(job_id))
+        return None if found is None else Offer(**json.loads(str(found)))
+
+    def may_ring(self, job_id: str) -> bool:
+        """Whether nobody is at it, nothing came of it, and no doorbell was rung for a while. Who is
+        told True must ring."""
+        with answering():
+            if self._redis.exists(self._hand(job_id), self._result(job_id)):
+                return False
+            rung = f"{self._prefix}encoding-rung:{job_id}"
+            return bool(self._redis.set(rung, "1", nx=True, px=self._ring_ms))
+
+    def forget(self, job_id: str) -> None:
+        """As if nothing had come of it."""
+        with answering():
+            self._redis.delete(self._result(job_id), self._hand(job_id))
+
+    def _hand(self, job_id: str) -> str:
+        return f"{self._prefix}encoding:{job_id}"
+
+    def _result(self, job_id: str) -> str:
+        return f"{self._prefix}encoded:{job_id}"

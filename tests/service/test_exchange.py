@@ -1,0 +1,69 @@
+"""Word between workers: one at a time has a job in hand, and what came of it is found."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from service.errors import LedgerDown
+from service.exchange import KEPT_S, Exchange, Offer
+from service.ledger import connect
+from tests.service.rig import keys_of, wait_for
+from workers.settings import Settings
+
+
+@pytest.fixture
+def exchange(settings: Settings) -> Iterator[Exchange]:
+    connection = connect(settings)
+    yield Exchange(connection, settings)
+    connection.close()
+
+
+def test_one_at_a_time_and_not_again_once_it_is_done(exchange: Exchange) -> None:
+    assert exchange.begin("v") and not exchange.begin("v")
+    assert exchange.begin("another")
+    exchange.offer("v", Offer(key="videos/v/encodings/x", digest="d"))
+    assert not exchange.begin("v")
+    assert exchange.find("v") == Offer(key="videos/v/encodings/x", digest="d")
+    exchange.forget("v")
+    assert exchange.find("v") is None and exchange.begin("v")
+
+
+def test_who_dies_lets_go_and_who_lives_holds_on(exchange: Exchange, settings: Settings) -> None:
+    assert exchange.begin("v")
+    wait_for(lambda: exchange.begin("v"))  # the lease of the one before ran out
+    long = Exchange(connect(settings), settings.model_copy(update={"lease_s": 600.0}))
+    long.hold("v")
+    assert not exchange.begin("v")
+
+
+def test_nobody_is_rung_for_who_is_at_it_or_done(exchange: Exchange) -> None:
+    assert exchange.may_ring("v") and not exchange.may_ring("v")  # once in a while is enough
+    wait_for(lambda: exchange.may_ring("v"))
+    exchange.begin("held")
+    exchange.offer("done", Offer(error="no"))
+    assert not exchange.may_ring("held") and not exchange.may_ring("done")
+
+
+def test_nothing_stays_for_ever(exchange: Exchange, settings: Settings) -> None:
+    exchange.begin("held")
+    exchange.may_ring("rung")
+    exchange.offer("done", Offer(error="prompt is too long", field="prompt"))
+    client = connect(settings)
+    lives = {key: int(client.ttl(key)) for key in keys_of(settings)}
+    assert len(lives) == 3 and all(0 <= seconds <= KEPT_S for seconds in lives.values())
+    client.close()
+
+
+def test_without_redis_it_says_so(settings: Settings) -> None:
+    gone = settings.model_copy(update={"redis_url": "unix:///nowhere", "redis_timeout_s": 0.2})
+    exchange = Exchange(connect(gone), gone)
+    for act in (exchange.begin, exchange.hold, exchange.find, exchange.may_ring, exchange.forget):
+        with pytest.raises(LedgerDown):
+            act("v")
+
+
+def test_an_offer_is_a_key_or_an_error(exchange: Exchange) -> None:
+    offer = Offer(error="too long", field="prompt")
+    exchange.offer("v", offer)
+    assert exchange.find("v") == offer != replace(offer, field="")

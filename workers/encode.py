@@ -1,0 +1,190 @@
+"""The task of a worker that only encodes, and how a worker that only denoises waits for it.
+
+    generate worker                  Redis                encode worker
+    claim ─ no encodings yet ─▶ doorbell (queue of its own) ─▶ begin ─ encode ─▶ blob
+          ◀──────────────────── where the blob lies ◀───────── offer
+
+The reaper rings for the jobs at the head of the queue too, so that encodings are usually there
+before a card is free. Encoding twice does no harm: the same request gives the same encodings.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from celery import shared_task
+
+from engine.errors import CheckpointError, EncodingError, SpecError, TroupeError
+from engine.spec import Spec
+from service import blobs as store
+from service.doorbell import ENCODE_TASK
+from service.errors import BlobError, BlobMissing, LedgerDown, NotFound
+from service.exchange import Offer
+from service.ledger import Job
+from workers.boot import Station, station
+from workers.work import fetch
+
+if TYPE_CHECKING:
+    from engine.encoder import Encoder
+    from engine.encodings import Encoded
+
+log = logging.getLogger(__name__)
+
+# As long as a worker may take to come up with its models and to see to those before.
+WAIT_S = 900.0
+POLLS_S = (0.05, 0.5)  # the first pause, and the longest
+
+
+@shared_task(name=ENCODE_TASK)  # type: ignore[untyped-decorator]
+def encode(job_id: str) -> None:
+    """Answer one doorbell."""
+    place = station()
+    outcome = answer(job_id, place)
+    log.info("%s: %s", job_id, outcome)
+
+
+def answer(job_id: str, place: Station) -> str:
+    """Encode a job if that is still to be done. Returns how that ended, for the log."""
+    if place.encoder is None:
+        return "not taken: this worker has no encoders"
+    try:
+        job = place.ledger.read(job_id)
+    except NotFound:
+        return "gone"
+    if job.ended or not place.exchange.begin(job_id):
+        return "nothing to do"
+    place.take(job_id)
+    try:
+        with _held(job_id, place):
+            offer = _encode(job, place, place.encoder)
+        place.exchange.offer(job_id, offer)
+    finally:
+        place.take("")
+    _sweep(job_id, place)
+    return offer.error or "encoded"
+
+
+@contextmanager
+def _held(job_id: str, place: Station) -> Iterator[None]:
+    """Within it others hear that somebody is at it."""
+    done = threading.Event()
+
+    def hold() -> None:
+        while not done.wait(place.settings.lease_s / 3):
+            try:
+                place.exchange.hold(job_id)
+            except LedgerDown:
+                continue
+
+    thread = threading.Thread(target=hold, name="encoding", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _encode(job: Job, place: Station, encoder: "Encoder") -> Offer:
+    from engine.encoder import to_bytes
+
+    try:
+        spec = Spec.from_json(job.request["spec"])
+        references = [fetch(place, one) for one in job.request["references"]]
+        data = to_bytes(encoder.encode(spec, references))
+        blob = place.blobs.put(_prefix(job.id), data, ".safetensors")
+    except SpecError as error:
+        return Offer(error=error.message, field=error.field)
+    except (TroupeError, BlobError) as error:
+        return Offer(error=str(error))
+    except Exception as error:  # a bug, or too little memory: said to who waits, not hidden
+        log.exception("%s could not be encoded", job.id)
+        return Offer(error=f"{type(error).__name__}: {error!s:.300}")
+    return Offer(key=blob.key, digest=encoder.digest)
+
+
+def _sweep(job_id: str, place: Station) -> None:
+    """Nothing is left of a job that ended meanwhile: nobody else would look here again."""
+    try:
+        ended = place.ledger.read(job_id).ended
+    except NotFound:
+        ended = True
+    if ended:
+        forget(job_id, place)
+
+
+def forget(job_id: str, place: Station) -> None:
+    """Remove a job's encodings. What cannot be removed now goes with the job."""
+    try:
+        place.exchange.forget(job_id)
+        place.blobs.delete(_prefix(job_id))
+    except (LedgerDown, BlobError) as error:
+        log.warning("%s: encodings left behind: %s", job_id, error)
+
+
+def _prefix(job_id: str) -> str:
+    return f"videos/{job_id}/encodings"
+
+
+def encodings_of(
+    job_id: str, place: Station, digest: str, tell: Callable[[], None], limit_s: float = WAIT_S
+) -> "Encoded":
+    """A job's encodings, made by a worker that encodes; rings for one and waits.
+
+    Args:
+        digest: of the weights that must have made them.
+        tell: called while it waits; what it raises ends the waiting and comes out of here.
+
+    Raises:
+        SpecError: the request cannot be encoded.
+        EncodingError: no worker has made them in `limit_s` seconds, or one failed.
+    """
+    end, pause, why = time.monotonic() + limit_s, POLLS_S[0], ""
+    while True:
+        tell()
+        try:
+            found = _look(job_id, place, digest)
+        except LedgerDown:
+            found = ""  # the lease may outlive the gap
+        if not isinstance(found, str):
+            return found
+        why = found or why
+        if time.monotonic() > end:
+            told = why or "no worker that encodes (TROUPE_RUNTIME=encoders=only) has taken it"
+            raise EncodingError(f"No encodings after {limit_s:g} s: {told}.")
+        time.sleep(pause)
+        pause = min(2 * pause, POLLS_S[1])
+
+
+def _look(job_id: str, place: Station, digest: str) -> "Encoded | str":
+    """What is offered, or why it cannot be used; then somebody is asked to make it (again)."""
+    offer, why = place.exchange.find(job_id), ""
+    if offer is not None:
+        found = _taken(job_id, place, offer, digest)
+        if not isinstance(found, str):
+            return found
+        place.exchange.forget(job_id)
+        why = found
+    if place.exchange.may_ring(job_id):
+        place.ring_encoder(job_id)
+    return why
+
+
+def _taken(job_id: str, place: Station, offer: Offer, digest: str) -> "Encoded | str":
+    from engine.encoder import from_bytes
+
+    if offer.field:
+        place.exchange.forget(job_id)
+        raise SpecError(offer.field, offer.error)
+    if offer.error:
+        place.exchange.forget(job_id)
+        raise EncodingError(f"The worker that encodes failed: {offer.error}")
+    if offer.digest != digest:
+        return f"a worker that encodes has other weights ({offer.digest}, not {digest})"
+    try:
+        return from_bytes(store.get(place.blobs, offer.key))
+    except (BlobMissing, CheckpointError) as error:
+        return str(error)
