@@ -25,7 +25,7 @@ from engine.checkpoint import check_names
 from engine.dit import WanDiT
 from engine.encodings import Encoders
 from engine.errors import BackendError, CheckpointError
-from engine.memory import Footprint, Table, footprint, free_bytes
+from engine.memory import Footprint, Table, footprint, free_bytes, work_here
 from engine.placement import Placement
 from engine.plan import work_of
 from engine.presets import Preset
@@ -118,14 +118,15 @@ def check_memory(folder: Path, preset: Preset, runtime: Runtime, place: Placemen
     `troupe plan` counts it. That takes seconds, so it is done only where the weights alone are
     more than an eighth of what is free.
     """
-    tables = {name: shapes(folder / f"{name}.safetensors") for name in _loaded(preset, runtime)}
+    names = ("dit", "text", "vae", *(["vlm"] if preset.dit.use_vlm else []))
+    tables = {name: shapes(folder / f"{name}.safetensors") for name in names}
     found = _footprint(tables, runtime, place)
     free = {device: free_bytes(device) for device in (place.device, CPU)}
     weights = found.resident + max(found.visiting.values(), default=0)
     need = {place.device: weights}
     if place.device != CPU:
         need[CPU] = found.away
-    works = cache(lambda tile: _work(preset, tile, runtime, place))
+    works = cache(lambda tile: work_here(_work(preset, tile, place), runtime))
     if weights > free[place.device] / 8:
         need[place.device] = found.peak(works(runtime.tile))
     for device in need:
@@ -138,30 +139,17 @@ def check_memory(folder: Path, preset: Preset, runtime: Runtime, place: Placemen
             )
 
 
-def _loaded(preset: Preset, runtime: Runtime) -> tuple[str, ...]:
-    """Names of the models that this runtime loads."""
-    encoders = ("text", "vlm") if preset.dit.use_vlm else ("text",)
-    dit = () if runtime.encoders == "only" else ("dit",)
-    return (*dit, "vae", *(() if runtime.encoders == "remote" else encoders))
-
-
 def _footprint(tables: Mapping[str, Table], runtime: Runtime, place: Placement) -> Footprint:
     # Whatever visits the CPU lies there already.
     known = replace(runtime, offload="none") if place.device == CPU else runtime
     return footprint(tables, known, place.dtype.itemsize)
 
 
-def _work(
-    preset: Preset, tile: str, runtime: Runtime, place: Placement
-) -> list[tuple[str, int]]:
+def _work(preset: Preset, tile: str, place: Placement) -> list[tuple[str, int]]:
     # Counted in bf16, and fp32 takes at most twice that; the VAE's is counted in its fp32 already.
     times = place.dtype.itemsize // torch.bfloat16.itemsize
     works = work_of(preset, tile)
-    if runtime.encoders == "only":
-        works = works[:-1]  # it decodes nothing
-    known = _loaded(preset, runtime)
-    return [(model, size if model == "vae" else size * times) for model, size in works
-            if model in known]  # fmt: skip
+    return [(model, size if model == "vae" else size * times) for model, size in works]
 
 
 def _ways(

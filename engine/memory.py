@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,13 +33,29 @@ class Footprint:
         return self.resident + max(self.visiting.get(model, 0) + work for model, work in stages)
 
 
+def loads(runtime: Runtime, model: str) -> bool:
+    """Whether "dit", "text", "vae" or "vlm" is loaded under this runtime."""
+    if runtime.encoders == "only":
+        return model != "dit"
+    return runtime.encoders == "local" or model in ("dit", "vae")
+
+
+def work_here(stages: Sequence[tuple[str, int]], runtime: Runtime) -> list[tuple[str, int]]:
+    """Those of a request's stages (model, bytes; the last is the decoding) that are done under this
+    runtime."""
+    done = stages[:-1] if runtime.encoders == "only" else stages
+    return [(model, size) for model, size in done if loads(runtime, model)]
+
+
 def footprint(tables: Mapping[str, Table], runtime: Runtime, itemsize: int) -> Footprint:
     """Where the weights of a preset's models lie.
 
     Args:
-        tables: "vae", and those of "dit", "text" and "vlm" that are loaded.
+        tables: "dit", "text", "vae" and, where there is one, "vlm"; only what the runtime loads
+            counts.
         itemsize: bytes of a number in the runtime's precision.
     """
+    tables = {name: table for name, table in tables.items() if loads(runtime, name)}
     sizes = {name: _bytes(table, itemsize) for name, table in tables.items() if name != "dit"}
     sizes["vae"] = _bytes(tables["vae"], 4)
     dits = tables.get("dit", {})

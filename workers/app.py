@@ -7,6 +7,8 @@ A running service is four processes, all with the same environment::
     python -m celery -A workers.app worker -P prefork -c 1 --loglevel INFO
     python -m workers.reaper
 
+Where workers have TROUPE_RUNTIME=encoders=remote, there is a further one with encoders=only.
+
 The environment (all optional; `service/settings.py` and `workers/settings.py` list the rest)::
 
     TROUPE_REDIS_URL   redis://host:6379/0, rediss://… or unix:///path/to.sock   (or REDIS_URL)

@@ -96,9 +96,13 @@ def test_what_is_not_needed_is_neither_loaded_nor_counted(loud_model, monkeypatc
     counted: set[str] = set()
     footprint = loading.footprint
 
-    def watch(tables, *rest):  # noqa: ANN001, ANN202
-        counted.update(tables)
-        return footprint(tables, *rest)
+    def watch(tables, runtime, itemsize):  # noqa: ANN001, ANN202
+        for name in tables:
+            alone = {key: (table if key == name else {}) for key, table in tables.items()}
+            part = footprint(alone, runtime, itemsize)
+            if part.resident + sum(part.visiting.values()):
+                counted.add(name)
+        return footprint(tables, runtime, itemsize)
 
     monkeypatch.setattr(loading, "footprint", watch)
     if runtime.encoders == "only":
