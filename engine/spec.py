@@ -61,8 +61,7 @@ class Guidance:
 
     def validate(self, limit: float) -> None:
         """Raises SpecError unless every number is finite and within [0, limit]."""
-        if self.mode not in GUIDANCE_MODES:
-            raise SpecError("guidance.mode", f"must be one of {', '.join(GUIDANCE_MODES)}")
+        check_word("guidance.mode", self.mode, GUIDANCE_MODES)
         for name in ("scale", "image_scale", "text_scale"):
             _check_real(f"guidance.{name}", getattr(self, name), 0.0, limit)
         if len(self.interval) != 2:
@@ -126,10 +125,8 @@ class Spec:
         _check_whole("fps", self.fps, limits.min_fps, limits.max_fps)
         _check_whole("steps", self.steps, 1, limits.max_steps)
         _check_whole("seed", self.seed, 0, MAX_SEED)
-        if self.solver not in SOLVERS:
-            raise SpecError("solver", f"must be one of {', '.join(SOLVERS)}")
-        if self.tier not in limits.tiers:
-            raise SpecError("tier", f"must be one of {', '.join(limits.tiers)}")
+        check_word("solver", self.solver, SOLVERS)
+        check_word("tier", self.tier, limits.tiers)
         self.guidance.validate(limits.max_guidance)
 
     def _check_size(self, limits: Limits) -> None:
@@ -284,6 +281,12 @@ def text_of(prompt: str, names: tuple[str, ...]) -> tuple[str, tuple[tuple[Span,
         if not mentions:
             raise SpecError("prompt", f"never names @{name}, of whom there is a picture")
     return "".join(parts), tuple(tuple(found[name]) for name in names)
+
+
+def check_word(field: str, word: object, known: tuple[str, ...]) -> None:
+    """Raises SpecError unless it is one of the known words."""
+    if word not in known:
+        raise SpecError(field, f"must be one of {', '.join(known)}, got {word!r:.40}")
 
 
 def _check_names(names: tuple[str, ...], max_subjects: int) -> None:

@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from engine.errors import BackendError, CheckpointError, SpecError, TroupeError, VideoError
 from engine.presets import Preset
 from engine.runtime import STANDARD, Runtime
-from engine.spec import SOLVERS, TIERS, Guidance, Reference, Spec, frames_of
+from engine.spec import SOLVERS, TIERS, Guidance, Reference, Spec, check_word, frames_of
 from troupe.terminal import SPEAKS, busy, fail, out, progress_bar
 
 if TYPE_CHECKING:
@@ -80,8 +80,9 @@ def generate(
     out_path: Annotated[Path, typer.Option("--out", help="File to write.")] = Path("out.mp4"),
 ) -> None:
     """Make a video of named subjects, and a contact sheet beside it."""
-    team = None if parallel is None else join_team(parallel, runtime)
+    SPEAKS.set(_is_first)
     computes = read_runtime(runtime)
+    team = join_team(parallel, computes.device)
     try:
         check_words(solver, tier)
         references = read_subjects(subject or [])
@@ -155,24 +156,39 @@ def write(
     video.contact_sheet(references, before=before).save(path.with_suffix(".png"))
 
 
-def join_team(parallel: str, runtime: str) -> "Team":
-    """Meet the other processes; from then on one of them speaks if the command fails."""
+def join_team(parallel: str | None, device: str) -> "Team | None":
+    """Meet the other processes, if there are to be some; then one of them speaks if the command
+    fails. Ends a command that torchrun has started several times without `--parallel`."""
+    if parallel is None:
+        if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
+            return None
+        if not _is_first():
+            # A failure here would have torchrun end the first before it can say why.
+            raise typer.Exit
+        fail(
+            f"--parallel is missing: torchrun has started {os.environ['WORLD_SIZE']} processes, and"
+            " each would make the whole video; --parallel cfg lets them share it",
+            "troupe generate --help",
+        )
     from engine.parallel import join
 
-    SPEAKS.set(lambda: os.environ.get("RANK", "0") == "0")
     try:
-        team = join(parallel, Runtime.parse(runtime).device)
+        team = join(parallel, device)
     except BackendError as error:
         fail(_about(error))
     SPEAKS.set(team.speaks)
     return team
 
 
+def _is_first() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
 def check_words(solver: str | None, tier: str | None) -> None:
     """What needs no model to be seen, and none of the seconds that one takes. Raises SpecError."""
     for name, word, known in (("solver", solver, SOLVERS), ("tier", tier, TIERS)):
-        if word is not None and word not in known:
-            raise SpecError(name, f"must be one of {', '.join(known)}, got {word!r:.40}")
+        if word is not None:
+            check_word(name, word, known)
 
 
 def read_runtime(text: str) -> Runtime:

@@ -151,6 +151,23 @@ def test_a_runtime_that_cannot_be_had_is_told(
     assert told.exit_code == 1 and told_of in " ".join(told.output.split())
 
 
+@pytest.mark.parametrize(("rank", "status"), [("0", 1), ("1", 0)])
+def test_several_processes_without_a_way_to_share_are_refused(rank: str, status: int) -> None:
+    """By the first: were another to fail, torchrun would end it, perhaps before it has spoken."""
+    env = {"WORLD_SIZE": "2", "RANK": rank}
+    told = CliRunner().invoke(app, ["generate", "--prompt=x", "--model=nowhere"], env=env)
+    assert told.exit_code == status
+    assert ("--parallel is missing: torchrun has started 2" in told.output) == (rank == "0")
+    assert rank == "0" or not told.output
+
+
+def test_one_process_needs_no_way_to_share() -> None:
+    told = CliRunner().invoke(
+        app, ["generate", "--prompt=x", "--model=nowhere"], env={"WORLD_SIZE": "1", "RANK": "0"}
+    )
+    assert told.exit_code == 1 and "--model nowhere" in told.output
+
+
 def test_flipped_byte_in_the_model_is_told(random_model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()

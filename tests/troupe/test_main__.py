@@ -12,6 +12,7 @@ from PIL import Image
 from engine.video import Video
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
+CFG = {"parallel": "cfg"}
 
 
 def troupe(folder: Path, *start: str, **options: str) -> subprocess.CompletedProcess[str]:
@@ -63,12 +64,13 @@ def test_two_processes_make_the_video_of_one(folder):
 @pytest.mark.parametrize(
     "given, says",
     [
-        ({"subject": "anna=nobody.png"}, "anna: there is no file nobody.png"),
+        ({}, "--parallel is missing: torchrun has started 2 processes, and each would make"),
+        ({**CFG, "subject": "anna=nobody.png"}, "anna: there is no file nobody.png"),
         ({"parallel": "cfg=3"}, "--parallel 'cfg=3' is for 3 processes, and 2 run"),
     ],
 )
 def test_one_of_two_processes_says_what_is_wrong(folder, given, says):
-    done = troupe(folder, *TORCHRUN, "2", **{"parallel": "cfg", **given})
+    done = troupe(folder, *TORCHRUN, "2", **given)
     assert done.returncode == 1
     # torchrun's own report comes behind it.
     said = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
