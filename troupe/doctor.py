@@ -16,6 +16,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from troupe.generate import RUNTIME
 from troupe.terminal import err, out
 from troupe.up import MODEL, own_redis_url
 
@@ -23,7 +24,6 @@ Level = Literal["ok", "note", "wrong"]
 MARKS = {"ok": "[green]✓[/]", "note": "[yellow]–[/]", "wrong": "[red]✗[/]"}
 MIN_FREE_GB = 2.0
 PYTHONS = ((3, 11), (3, 12))
-RUNTIME = "TROUPE_RUNTIME"
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 MODEL = Path("models/miniature")
 STRENGTH = 0.6
+RUNTIME = "TROUPE_RUNTIME"  # stands for --runtime, and for a worker's
 SHARES = {"encode": (0.0, 0.05), "denoise": (0.05, 0.9), "decode": (0.9, 1.0)}
 # What a field of a Spec is called on the command line, where the two differ.
 OPTIONS = {
@@ -71,7 +72,10 @@ def generate(
     ] = None,
     model: Annotated[Path, typer.Option(help="Model folder.")] = MODEL,
     runtime: Annotated[
-        str, typer.Option(help="Where and how it computes, such as dtype=bf16,compile=inductor.")
+        str,
+        typer.Option(
+            help="Where and how it computes, such as dtype=bf16,compile=inductor.", envvar=RUNTIME
+        ),
     ] = "",
     parallel: Annotated[
         str | None,
@@ -217,7 +221,9 @@ def load_engine(
 
 def _about(error: BackendError) -> str:
     """The error behind the option that it is about."""
-    return f"--{error}" if str(error).startswith("parallel ") else f"--runtime: {error}"
+    if str(error).startswith("parallel "):
+        return f"--{error}"
+    return f"--runtime{f' or {RUNTIME}' if os.environ.get(RUNTIME) else ''}: {error}"
 
 
 def read_subjects(given: list[str]) -> list[Reference]:

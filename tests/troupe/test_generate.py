@@ -151,6 +151,21 @@ def test_a_runtime_that_cannot_be_had_is_told(
     assert told.exit_code == 1 and told_of in " ".join(told.output.split())
 
 
+def test_the_runtime_of_the_environment_serves_where_none_is_given(random_model: Path) -> None:
+    """An empty one is none, as for a worker."""
+
+    def told(wanted: str, *options: str) -> str:
+        given = ["generate", "--prompt=", f"--model={random_model}", *options]
+        result = CliRunner().invoke(app, given, env={"TROUPE_RUNTIME": wanted})
+        assert result.exit_code == 1
+        return " ".join(result.output.split())
+
+    assert "--runtime or TROUPE_RUNTIME: unknown compile 'fast'" in told("compile=fast")
+    assert "--prompt must not be empty" in told("compile=fast", "--runtime=device=cpu")
+    assert "--prompt must not be empty" in told("")
+    assert "TROUPE_RUNTIME" in CliRunner().invoke(app, ["generate", "--help"]).output
+
+
 @pytest.mark.parametrize(("rank", "status"), [("0", 1), ("1", 0)])
 def test_several_processes_without_a_way_to_share_are_refused(rank: str, status: int) -> None:
     """By the first: were another to fail, torchrun would end it, perhaps before it has spoken."""
