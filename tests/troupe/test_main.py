@@ -1,5 +1,8 @@
 """The console script knows its commands, and each of them explains itself."""
 
+import subprocess
+import sys
+
 import pytest
 from typer.testing import CliRunner
 
@@ -22,3 +25,15 @@ def test_each_command_has_help(command: str) -> None:
 def test_no_command_shows_help_and_is_an_error() -> None:
     told = CliRunner().invoke(app, [])
     assert told.exit_code != 0 and "Usage" in told.output
+
+
+def test_libraries_that_are_loaded_do_not_talk() -> None:
+    """torchao is among the extras of [dev], and diffusers imports it wherever it lies."""
+    command = "from troupe.main import main; main()"
+    told = subprocess.run(
+        [sys.executable, "-c", command, "plan", "--preset", "miniature"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert told.stderr.splitlines() == ["counting on tensors without contents"]
