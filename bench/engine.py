@@ -5,16 +5,17 @@
     own_phantom.{1,4}       as the first, with our own Phantom in place of diffusers'
     overhead.{1,4}          our step with subjects / our step of plain text-to-video
     vs_diffusers            our text-to-video / diffusers' WanPipeline, whole runs, same scheduler:
-                            true_geometry, tokens320, and max_abs_diff of the latents of both
+                            true_geometry, tokens320, and the larger max_abs_diff of both
     compiled.{inductor,aoti}  a compiled step / an eager one, warm
     batch8_gain             requests a second at batch 8 / at batch 1, on a small shape
     knee                    the same at more batches, as tokens of one request x requests; `tokens`
                             are those of a forward above which more at once stop to pay
 
 All are ratios of CPU time of one thread, taken in turns in one process on the same random weights;
-median over the rounds, with the least and the largest beside it. The model is small (12 layers of
-384) with the true proportion of tokens: references to frames 1 to 21, text at 5 %. What a ratio at
-this size says of the real one is told in docs/benchmarks.md.
+median over the rounds, with the least and the largest beside it, and, where both sides should
+compute the same, max_abs_diff (of own_phantom: from diffusers' blocks). The model is small (12
+layers of 384) with the true proportion of tokens: references to frames 1 to 21, text at 5 %. What a
+ratio at this size says of the real one is told in docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -124,6 +125,14 @@ def request(config: DiTConfig, num_subjects: int, side: int) -> EncodingsBatch:
         vlm_BVM=torch.randn(1, num_vlm, config.vlm_dim),
         vlm_mask_BV=torch.ones(1, num_vlm, dtype=torch.bool),
     )
+
+
+def difference(a: Work, b: Work) -> float:
+    """Largest absolute difference of two results, over the rows and frames that both have."""
+    left, right = a(), b()
+    assert isinstance(left, Tensor) and isinstance(right, Tensor)
+    rows, frames = min(len(left), len(right)), min(left.shape[2], right.shape[2])
+    return float((left[:rows, :, :frames] - right[:rows, :, :frames]).abs().max())
 
 
 def noise(config: DiTConfig, geometry: Geometry, rows: int = 1) -> Tensor:
@@ -261,17 +270,23 @@ def measure(config: DiTConfig, rounds: int, modes: Sequence[str], true: Geometry
     theirs, plain = twin(dit), our_step(dit, "identity", 0, BOTH, true)
     names: list[tuple[str, str]] = []
     works: list[tuple[Work, Work]] = []
+    alike: dict[tuple[str, str], tuple[Work, Work]] = {}
 
-    def add(name: str, key: str, pair: tuple[Work, Work]) -> None:
+    def add(
+        name: str, key: str, pair: tuple[Work, Work], same: tuple[Work, Work] | None = None
+    ) -> None:
         names.append((name, key))
         works.append(pair)
+        if same is not None:
+            alike[name, key] = same
 
     for num in (1, 4):
         ours = our_step(dit, "identity", num, BOTH, true)
         three, two = (phantom_step(theirs, config, num, true, passes) for passes in (3, 2))
         add("phantom_ratio", str(num), (three, ours))
         add("equal_pass_ratio", str(num), (two, ours))
-        add("own_phantom", str(num), (our_step(dit, "phantom", num, PHANTOMS, true), ours))
+        own = our_step(dit, "phantom", num, PHANTOMS, true)
+        add("own_phantom", str(num), (own, ours), same=(own, three))
         add("overhead", str(num), (ours, plain))
     wide = model(replace(config, text_len=TOKENS_320.text_len))
     pairs = {
@@ -279,30 +294,34 @@ def measure(config: DiTConfig, rounds: int, modes: Sequence[str], true: Geometry
         "tokens320": against_diffusers(wide, TOKENS_320),
     }
     for key, pair in pairs.items():
-        add("vs_diffusers", key, pair)
+        add("vs_diffusers", key, pair, same=pair)
     for mode, pair in zip(modes, compiled_pairs(dit, true, modes), strict=True):
-        add("compiled", mode, pair)
+        add("compiled", mode, pair, same=pair)
     batched = [(tokens_of(config, shape), shape, rows) for shape in BATCHED for rows in BATCHES]
     for tokens, shape, rows in batched:
-        add("knee", f"{tokens}x{rows}", batch_pair(dit, shape, rows))
+        pair = batch_pair(dit, shape, rows)
+        add("knee", f"{tokens}x{rows}", pair, same=pair)
     result: dict[str, Any] = {}
     for (name, key), ratio in zip(names, compare(works, rounds), strict=True):
+        if (name, key) in alike:
+            ratio["max_abs_diff"] = difference(*alike[name, key])
         result.setdefault(name, {})[key] = ratio
     gains: dict[int, dict[int, float]] = {}
     for tokens, _, rows in batched:
-        ratio = {key: rows * value for key, value in result["knee"][f"{tokens}x{rows}"].items()}
-        result["knee"][f"{tokens}x{rows}"] = ratio
+        ratio = result["knee"][f"{tokens}x{rows}"]
+        ratio |= {key: rows * ratio[key] for key in ("median", "least", "most")}
         gains.setdefault(tokens, {})[rows] = ratio["median"]
     result["batch8_gain"] = result["knee"][f"{tokens_of(config, SMALL)}x8"]
     result["knee"]["tokens"] = knee(gains)
-    differences = [float((a() - b()).abs().max()) for a, b in pairs.values()]  # type: ignore[operator]
-    result["vs_diffusers"]["max_abs_diff"] = max(differences)
+    result["vs_diffusers"]["max_abs_diff"] = max(
+        result["vs_diffusers"][key]["max_abs_diff"] for key in pairs
+    )
     return result
 
 
 def table(result: dict[str, Any]) -> Table:
     """One row per ratio."""
-    shown = Table("ratio", "median", "least", "most")
+    shown = Table("ratio", "median", "least", "most", "max abs diff")
     for name, rows in result.items():
         if not isinstance(rows, dict):
             continue
