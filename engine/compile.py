@@ -20,7 +20,7 @@ import copy
 import hashlib
 import importlib
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -84,15 +84,22 @@ def twin_of(dit: WanDiT) -> tuple[WanDiT, list[Block]]:
     `nn.Module.compile` and the like change a module for all who call it, training too. So twins are
     changed: shallow copies of the whole and of its blocks that differ in how they are called.
     """
-    twin, found = copy.copy(dit), []
-    # A dictionary of its own, or the assignment below would reach the original.
-    twin.__dict__["_modules"] = dict(dit._modules)
-    for name in ("blocks", "vace_blocks"):
-        if (blocks := dit._modules.get(name)) is not None:
-            copies = [copy.copy(cast(Block, block)) for block in blocks.children()]
-            twin._modules[name] = nn.ModuleList(copies)
-            found += copies
-    return twin, found
+    copies = {
+        name: [copy.copy(cast(Block, block)) for block in blocks.children()]
+        for name in ("blocks", "vace_blocks")
+        if (blocks := dit._modules.get(name)) is not None
+    }
+    return twin_with(dit, copies), [block for blocks in copies.values() for block in blocks]
+
+
+def twin_with(dit: WanDiT, blocks: Mapping[str, Sequence[nn.Module]]) -> WanDiT:
+    """A shallow copy of a DiT in which these lists of blocks, by attribute, take others' place."""
+    twin = copy.copy(dit)
+    # A dictionary of its own, or the original would be changed too.
+    twin.__dict__["_modules"] = dit._modules | {
+        name: nn.ModuleList(others) for name, others in blocks.items()
+    }
+    return twin
 
 
 class Slot(NamedTuple):

@@ -16,11 +16,11 @@ Legend: B batch, C channels, F H W latents, L video tokens, M model dim.
 
 from __future__ import annotations
 
-import copy
 from typing import Any, cast
 
 from torch import Tensor, nn
 
+from engine.compile import twin_with
 from engine.dit import Condition, WanDiT
 from engine.errors import SpecError
 from engine.sample import Velocity
@@ -119,10 +119,7 @@ class _Branch:
             _First(first, self.past),
             *(_Other(block, self.past, block is others[-1]) for block in others),
         ]
-        twin = copy.copy(dit)
-        # A dictionary of its own, or the assignment below would reach the original.
-        twin.__dict__["_modules"] = {**dit._modules, "blocks": nn.ModuleList(blocks)}
-        self.denoise = twin.denoise
+        self.denoise = twin_with(dit, {"blocks": blocks}).denoise
 
 
 class _First(nn.Module):
