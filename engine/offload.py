@@ -20,10 +20,10 @@ from torch.utils._pytree import tree_map_only
 
 from engine.dit import Condition, WanDiT
 from engine.sample import Velocity
+from engine.weights import CPU
 
 # Parts of a DiT that live elsewhere under `grouped`.
 AWAY = ("blocks", "vace_blocks", "subject_blocks")
-CPU = torch.device("cpu")
 Held = list[tuple[nn.Module, str, nn.Parameter | None, Tensor | None]]
 
 
