@@ -35,7 +35,7 @@ class Run:
 
     Raises:
         SpecError: a lossy tier, where a step is one program or one module, the model has context
-            blocks, or the sequence is shared out over processes.
+            blocks or one block only, or the sequence is shared out over processes.
     """
 
     def __init__(
@@ -53,8 +53,10 @@ class Run:
         if not isinstance(dit, WanDiT):
             modes = "compile modes 'eager' and 'inductor', without offload=group"
             raise SpecError("tier", f"{tier!r} goes with {modes}")
-        if dit.config.vace_layers or len(dit.blocks) < 2:
+        if dit.config.vace_layers:
             raise SpecError("tier", f"{tier!r} knows no context blocks, as this model has them")
+        if len(dit.blocks) < 2:
+            raise SpecError("tier", f"{tier!r} skips all blocks but the first: this model has one")
         if dit.split is not None:
             # Each process would decide by its own part of the video.
             raise SpecError("tier", f"{tier!r} knows no sequence shared out over processes")

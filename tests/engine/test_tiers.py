@@ -175,6 +175,9 @@ def test_what_cannot_skip_says_so(tmp_path):
     vace = VaceDiT(replace(TOY, subject_layers=0, vace_layers=(0, 2), vace_in_dim=36))
     with pytest.raises(SpecError, match="context blocks"):
         Run(vace.denoise, "fast")
+    single = random_dit(replace(TOY, num_layers=1, subject_layers=0))
+    with pytest.raises(SpecError, match="this model has one"):
+        Run(single.denoise, "fast")
     shared = random_dit()
     shared.split = object()
     with pytest.raises(SpecError, match="shared out over processes"):
