@@ -36,6 +36,7 @@ from engine.text import build_text_model
 from engine.vace import build_dit
 from engine.vae import build_vae
 from engine.vlm import build_vlm, special_ids
+from engine.weights import check_finite
 
 Configs = Mapping[str, Mapping[str, Any]]
 PLAIN: Configs = {
@@ -147,8 +148,7 @@ def _checked(
     for name, value in tensors.items():
         if not value.is_floating_point():
             raise CheckpointError(f"{source}: {name} is {value.dtype}, not a floating type")
-        if not bool(value.float().isfinite().all()):
-            raise CheckpointError(f"{source}: {name} holds numbers that are not finite")
+        check_finite(value.float(), name, str(source))  # fp8 knows no extremes of its own
     try:
         save_file({name: value.contiguous() for name, value in tensors.items()}, draft)
     except (OSError, SafetensorError) as error:
