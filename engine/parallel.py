@@ -57,7 +57,8 @@ class Parallel(NamedTuple):
         given: dict[str, int] = {}
         for part in text.split(","):
             name, sign, number = part.strip().partition("=")
-            if name not in cls._fields or name in given or (sign and not number.isdecimal()):
+            odd = sign and not (number.isdecimal() and int(number))
+            if name not in cls._fields or name in given or odd:
                 raise BackendError(
                     f"parallel {text!r} must be like cfg=2, sequence=4, or cfg=2,sequence=4"
                 )

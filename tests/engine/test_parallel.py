@@ -151,6 +151,8 @@ def test_ways_to_say_it(text, size, found):
         ("cfg=2,cfg=2", 4, "must be like"),
         ("cfg=two", 2, "must be like"),
         ("cfg=-2", 2, "must be like"),
+        ("cfg=0", 2, "must be like"),
+        ("cfg=2,sequence=0", 4, "must be like"),
         ("cfg", 4, "cfg must be from 1 to 3"),
         ("sequence,cfg", 2, "for 4 processes, and 2 run"),
         ("cfg,sequence=3", 2, "cfg must be from 1 to 3"),
