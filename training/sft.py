@@ -195,14 +195,14 @@ def train(config: SftConfig, folder: Path | None = None) -> Outcome:
         table, config.data.batch_size, config.data.plan, config.loop.seed, config.data.mixed,
         config.data.alike,
     )  # fmt: skip
-    velocity = compiled(dit) if config.compile else dit
+    if config.compile:
+        dit = compiled(dit)
     reader = None
     if config.identity_gain and config.reader is not None:
         reader = load_reader(config.reader, config.preset.dit.latent_dim).to(config.loop.device)
 
     def loss_fn(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        assert model is dit
-        return velocity_loss(velocity, batch, config, reader)
+        return velocity_loss(model, batch, config, reader)
 
     group = dist.current()
     sheet = Sheet(config) if config.loop.sheet_every and group.is_first else None
@@ -226,7 +226,7 @@ def sharded(dit: nn.Module, config: SftConfig) -> None:
     dist.shard(dit, dist.large_parts(dit), config.loop.bf16)
 
 
-def compiled(dit: WanDiT) -> Callable[..., Tensor]:
+def compiled(dit: WanDiT) -> WanDiT:
     """The same model with its repeated blocks compiled: two graphs in all per batch shape."""
     torch._dynamo.config.recompile_limit = 64
     for block in (*dit.blocks, *getattr(dit, "subject_blocks", ())):  # ablations have none
