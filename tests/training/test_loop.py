@@ -85,16 +85,22 @@ def test_accumulating_is_the_mean_over_batches(tmp_path: Path) -> None:
 
     net = nn.Linear(4, 4)
     start = [p.detach().clone() for p in net.parameters()]
-    config = LoopConfig("a", steps=1, accumulate=4, bf16=False, grad_clip=0, sheet_every=0)
+    config = LoopConfig(
+        "a", steps=1, accumulate=4, bf16=False, grad_clip=0, sheet_every=0, log_every=1
+    )
     halves = [torch.randn(2, 4) for _ in range(4)]
     run(config, net, mean_loss, lambda i: halves[i], folder=tmp_path / "a")
     other = nn.Linear(4, 4)
     with torch.no_grad():
         for p, s in zip(other.parameters(), start, strict=True):
             p.copy_(s)
-    config = LoopConfig("b", steps=1, bf16=False, grad_clip=0, sheet_every=0)
+    config = LoopConfig("b", steps=1, bf16=False, grad_clip=0, sheet_every=0, log_every=1)
     run(config, other, mean_loss, lambda i: torch.cat(halves), folder=tmp_path / "b")
     torch.testing.assert_close(net.bias, other.bias)
+    # The optimizers' first step is the same for gradients of any size: their norm tells.
+    one, two = (read_log(tmp_path / name / "log.jsonl")[0] for name in ("a", "b"))
+    assert one["loss"] == pytest.approx(two["loss"])
+    assert one["grad_norm"] == pytest.approx(two["grad_norm"])
 
 
 SCRIPT = """
