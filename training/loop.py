@@ -323,7 +323,8 @@ def _steps(
         _plan_end(run, num_done, spent_s)
         stopping, due = _agree(run, stop.asked)
         run.report.add(position.step, values, took_s, config.log_every, _left(run))
-        if config.sheet_every and position.step % config.sheet_every == 0:
+        # The end has a look of its own.
+        if config.sheet_every and position.step % config.sheet_every == 0 and not _is_over(run):
             look()
         if stopping:
             return False

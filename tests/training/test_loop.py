@@ -169,7 +169,7 @@ def test_log_curves_sheets_evaluation_and_export(tmp_path: Path) -> None:
     assert seen == [str(tmp_path)]
     rows = read_log(tmp_path / "log.jsonl")
     assert {"loss", "noise", "grad_norm", "rate"} <= rows[0].keys()
-    assert any("quality" in row for row in rows)
+    assert [row["step"] for row in rows if "quality" in row] == [10, 20]
 
 
 def test_decay_can_be_asked_for(tmp_path: Path) -> None:
