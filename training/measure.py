@@ -21,7 +21,7 @@ from torch import Tensor
 
 from training.crops import cut, squares, to_unit
 from training.detector import Detector, detect, load_detector
-from training.identity import IdentityEncoder, load_identity, reference_crops
+from training.identity import DIM, IdentityEncoder, load_identity, reference_crops
 from training.world import oracle as oracle_
 from training.world.clip import Clip
 from training.world.identity import FACTOR_NAMES
@@ -104,7 +104,7 @@ def observe(tools: Instruments, frames: NDArray[np.uint8], most: int = 6) -> Obs
     real_TD = found.score_NK[:, :most] > 0
     most = max(1, int(real_TD.sum(1).max()))
     real_TD, boxes_TDK = real_TD[:, :most], found.boxes_NKS[:, :most]
-    embedding = torch.zeros(*real_TD.shape, 128)
+    embedding = torch.zeros(*real_TD.shape, DIM)
     logits, tilt = torch.zeros(*real_TD.shape, sum(oracle_.SIZES)), torch.zeros(real_TD.shape)
     if real_TD.any():
         which = real_TD.nonzero()
@@ -209,9 +209,10 @@ def missing(seen: Observation, clip: Clip, references_SE: Floats) -> NDArray[np.
 def swapped(seen: Observation, clip: Clip, references_SE: Floats) -> NDArray[np.bool_]:
     """Roles [S] in whose place somebody stands who looks more like another subject of the cast.
 
-    In each frame the detections are matched to the places of the script by distance (at most 0.3
-    frame heights); frames in which a place is hidden or another is near are left out; cosines to
-    all references are averaged over the rest. A place without two such frames is not judged.
+    In each frame the detections are matched to the places of the script by distance (less than
+    `GATE`); frames in which a place is hidden or another is near are left out; cosines to all
+    references are averaged over the rest. A place without two such frames (a still: its one) is
+    not judged.
     """
     num_subjects = len(references_SE)
     place_TS2 = centres(clip.boxes[:, ::EVERY].astype(float)).swapaxes(0, 1) / seen.height

@@ -40,7 +40,8 @@ class DataConfig:
     """shards: folder of the table. encoders: folder with vae, text and vlm weights.
 
     plan: (from batch index, number of shards), see `Loader`. rows: clips per shard.
-    mixed, alike: see `Loader`. still: one frame of each clip.
+    mixed, alike: see `Loader`. still: one frame of each clip. reference: as in `sample_clip`.
+    height, width, reference_size: px of the clips and of the references.
     """
 
     shards: Path
@@ -68,13 +69,18 @@ class DataConfig:
 @dataclass(frozen=True)
 class SftConfig:
     """region_gain: weight of errors in subjects' boxes. shift: of the training times.
+    identity_gain: weight of the identity loss; reader: the file of the latent reader behind it.
     grid: steps to the root mean square of the grid on which the weights will ship; while the rate
     decays the matrices are rounded to it (`training.grid`). 0: never.
     draws: times and noises for each clip of a batch, which share its conditions' K and V.
     base: weights to start from, with the identity stream or without; None for fresh ones.
     use_vlm_tokens: False trains without them though the model could read them (they may come
     later). lora: rank of adapters, 0: all weights.
+    compile: the repeated blocks, see `compiled`.
     fsdp: parameters in slices over the processes instead of whole in each.
+
+    Raises:
+        ValueError: two of these do not go together; the message names them.
     """
 
     loop: LoopConfig
