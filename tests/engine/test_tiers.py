@@ -202,7 +202,8 @@ def test_a_spec_names_the_tiers_there_are(preset, tier, allowed):
         return
     with pytest.raises(SpecError) as caught:
         spec.validate(preset.limits)
-    assert caught.value.field == "tier" and str(caught.value).endswith(f"one of {allowed}")
+    assert caught.value.field == "tier"
+    assert str(caught.value).endswith(f"one of {allowed}, got {tier!r}")
 
 
 def test_a_record_from_before_tiers_is_exact():
