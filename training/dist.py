@@ -19,6 +19,10 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+# A backend for cards. Starting weights and decisions about time are exchanged on the CPU, which
+# nccl alone does not know.
+ON_CARDS = "cpu:gloo,cuda:nccl"
+
 
 @dataclass(frozen=True)
 class Group:
@@ -73,6 +77,10 @@ def launch(main: Callable[[], None], num_processes: int, backend: str = "gloo") 
 
     A killed first process breaks the connection and the others end with it; none is orphaned.
     `main` must be importable (the others are spawned), and reads its place with `current()`.
+    backend: "gloo", or `ON_CARDS`, a card for each process.
+
+    Raises:
+        RuntimeError: another process has failed; the message has the exit codes.
     """
     if num_processes == 1:
         return main()
@@ -98,7 +106,7 @@ def _member(
 ) -> None:
     # One thread each: threads that share two cores spin in OpenMP barriers (40x slower, measured).
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // size))
-    if backend == "nccl":
+    if backend == ON_CARDS:
         torch.cuda.set_device(rank)
     td.init_process_group(backend, init_method=meeting, rank=rank, world_size=size)
     try:

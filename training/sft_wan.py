@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from engine.presets import WAN_1_3B, WAN_14B, Preset
-from training import sft
+from training import dist, sft
 from training.loop import LoopConfig
 from training.sft import DataConfig, SftConfig
 
@@ -57,7 +57,7 @@ def run(config: SftConfig) -> None:
     for path in needed:
         if not path.exists():
             raise FileNotFoundError(f"{path} is missing: this recipe trains on your own clips")
-    sft.run_config(config, encode=False, backend="nccl")
+    sft.run_config(config, encode=False, backend=dist.ON_CARDS)
 
 
 def run_1_3b() -> None:

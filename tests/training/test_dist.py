@@ -44,6 +44,26 @@ def test_average_decisions_and_weights_are_shared(tmp_path: Path) -> None:
     assert dist.current().size == 1
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_cards_tensors_of_either_device_are_exchanged(tmp_path: Path) -> None:
+    meeting = f"file://{tmp_path}/meeting"
+    torch.distributed.init_process_group(
+        dist.ON_CARDS, init_method=meeting, rank=0, world_size=1
+    )
+    try:
+        group = dist.Group(0, 2)  # it says two, or nothing would be exchanged
+        for device in ("cpu", "cuda"):
+            tensor = torch.ones(3, device=device)
+            group.same_weights_([tensor])
+            group.average_([tensor])
+            assert tensor.tolist() == [0.5] * 3
+        assert group.from_first([1.5]) == [1.5]
+        group.wait()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def _fails() -> None:
     dist.current().wait()
     if dist.current().rank == 1:
