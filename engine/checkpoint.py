@@ -362,7 +362,7 @@ def _check_file(folder: Path, name: str, digest: str) -> None:
 
 
 def sha256(path: Path) -> str:
-    """What a manifest says of a file."""
+    """What a manifest says of a file: its digest in hex. OSError where it cannot be read."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -115,10 +115,11 @@ def num_leading(family: str, num_subjects: int) -> int:
 def noise(
     family: str, seeds: Sequence[int], shape: tuple[int, int, int, int], num_subjects: int
 ) -> Tensor:
-    """Noise [B, C, F, H, W], each row from its own seed, drawn on the CPU: alike on every device.
+    """Noise [B, C, F, H, W] fp32, each row from its own seed, drawn on the CPU: alike on every
+    device.
 
-    `shape` is that of the video. VACE has noise for its references as well; Phantom draws it and
-    never uses it: with the same seed the rest is the same only if it is drawn here too.
+    `shape` is [C, F, H, W] of the video. VACE has noise for its references as well; Phantom draws
+    it and never uses it: with the same seed the rest is the same only if it is drawn here too.
     """
     channels, num_frames, *sides = shape
     drawn = num_frames + (num_subjects if family != "identity" else 0)

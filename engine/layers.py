@@ -213,12 +213,15 @@ class Attention(nn.Module):
         return y if split is None else split.to_tokens(y, self.num_heads)
 
     def query(self, x_BLM: Tensor) -> Tensor:
+        """[B, L, N, D], normed over all heads, as is `key`."""
         return self._heads(self.norm_q(self.q(x_BLM)))
 
     def key(self, x_BLM: Tensor) -> Tensor:
+        """[B, L, N, D], normed."""
         return self._heads(self.norm_k(self.k(x_BLM)))
 
     def value(self, x_BLM: Tensor) -> Tensor:
+        """[B, L, N, D] as projected."""
         return self._heads(self.v(x_BLM))
 
     def _heads(self, x_BLM: Tensor) -> Tensor:

@@ -32,7 +32,8 @@ if torch.backends.mkldnn.is_available():
 
 @dataclass(frozen=True)
 class Cost:
-    """One run of one kind of work. peak_bytes: alive at once beside the weights."""
+    """One run of one kind of work. flops: by kind, "matmul" or "convolution", 2 per multiply-add.
+    peak_bytes: alive at once beside weights and inputs."""
 
     flops: Counter[str] = field(default_factory=Counter)
     peak_bytes: int = 0
@@ -43,7 +44,7 @@ class Cost:
 
 
 def metered(work: Callable[[], object]) -> Cost:
-    """Runs `work`; what it computes and how much it holds at once."""
+    """Runs `work`, without gradients; what it computes and how much it holds at once."""
     meter = _Meter()
     with torch.no_grad(), meter, _Attention(meter):
         result = work()

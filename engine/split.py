@@ -49,7 +49,8 @@ class Split:
     def to_heads(
         self, q_BLND: Tensor, k_BLND: Tensor, v_BLND: Tensor, length: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """From these tokens' q, k and v of all heads to all tokens' of these heads."""
+        """From these tokens' q, k and v of all heads to all `length` tokens' of these heads, each
+        [B, length, n, D] with n = `shares(N, size)[rank]`."""
         kind = v_BLND.dtype  # a message has one dtype, the wider: nothing is lost there and back
         x = torch.stack([q_BLND, k_BLND, v_BLND.to(q_BLND.dtype)])
         heads = shares(x.shape[3], self.size)[self.rank]
@@ -61,7 +62,8 @@ class Split:
         return q, k, v.to(kind)
 
     def to_tokens(self, y_BLM: Tensor, num_heads: int) -> Tensor:
-        """From all tokens' results of these heads to these tokens' of all heads: the way back."""
+        """From all tokens' results of these heads to these tokens' of all `num_heads`: the way
+        back. M is heads side by side, in and out."""
         heads = shares(num_heads, self.size)
         width = y_BLM.shape[2] // heads[self.rank]
         tokens = shares(y_BLM.shape[1], self.size)[self.rank]
