@@ -66,8 +66,8 @@ class _Meter(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         for leaf in tree_leaves((args, kwargs)):
-            if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in self.alive:
-                self.foreign.add(leaf.untyped_storage()._cdata)
+            if isinstance(leaf, Tensor):
+                self._meet(leaf.untyped_storage())
         out = func(*args, **(kwargs or {}))
         packet = func._overloadpacket
         if packet in flop_registry:
@@ -77,6 +77,13 @@ class _Meter(TorchDispatchMode):
             if isinstance(leaf, Tensor):
                 self._hold(leaf.untyped_storage())
         return out
+
+    def _meet(self, storage: Any) -> None:
+        key = storage._cdata
+        if key not in self.alive and key not in self.foreign:
+            self.foreign.add(key)
+            # Where it was, the next one may be.
+            weakref.finalize(storage, self.foreign.discard, key)
 
     def _hold(self, storage: Any) -> None:
         key = storage._cdata

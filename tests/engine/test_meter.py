@@ -27,3 +27,14 @@ def test_attention_counts_as_one_kernel() -> None:
     q, kv = torch.empty(1, 2, 6, 4, device="meta"), torch.empty(1, 2, 10, 4, device="meta")
     cost = metered(lambda: torch.nn.functional.scaled_dot_product_attention(q, kv, kv))
     assert cost.flops == {"attention": 2 * 2 * 6 * 10 * 8} and cost.peak_bytes == q.numel() * 4
+
+
+def test_what_takes_the_place_of_an_input_that_is_gone_counts() -> None:
+    def work() -> torch.Tensor:
+        kept = []
+        for _ in range(8):
+            torch.tensor([1.0])  # made out of the meter's sight, as inputs are
+            kept.append(torch.empty(1000))
+        return torch.cat(kept)
+
+    assert metered(work).peak_bytes == 2 * 8 * 4000
