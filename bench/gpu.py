@@ -39,7 +39,8 @@ from engine.dit import WanDiT
 from engine.encodings import EncodingsBatch
 from engine.errors import TroupeError
 from engine.placement import DTYPES, Placement, placed
-from engine.plan import CARDS, plan, vlm_tokens
+from engine.plan import CARDS, plan
+from engine.plan_vlm import vlm_tokens
 from engine.presets import PRESETS, Preset
 from engine.runtime import Runtime
 from engine.sample import Conditions, sample

@@ -2,8 +2,8 @@
 
 What can be counted is counted, not modelled: the engine's own modules are built on meta tensors
 (shapes without contents) and run once for each kind of work, while a meter adds up FLOPs (2 per
-multiply-add) and the bytes alive. Two things are not: Qwen2.5-VL's forward looks into its inputs,
-so its FLOPs come from a closed form; and seconds follow from rates that published systems reach.
+multiply-add) and the bytes alive. Seconds are not: they follow from rates that published systems
+reach.
 
 Memory is that of eager execution in bf16 (the VAE: fp32), with an attention kernel that never holds
 all scores; what of the weights is on the card meanwhile is `engine.memory`'s to say.
@@ -27,7 +27,8 @@ from engine.encodings import EncodingsBatch
 from engine.errors import BackendError
 from engine.memory import footprint
 from engine.meter import Cost, metered
-from engine.presets import Preset, VLMConfig
+from engine.plan_vlm import read, vlm_tokens
+from engine.presets import Preset
 from engine.runtime import Runtime
 from engine.spec import Guidance, Spec
 from engine.text import build_text_model
@@ -38,7 +39,6 @@ from engine.vlm import SPECIALS, build_vlm
 
 TERA = 1e12
 TILES = (8192, 4096, 2048)  # latent cells
-PROMPT_TOKENS = 200  # of a long prompt, beside its pictures
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def _counted(preset: Preset, spec: Spec, card: Card, tiles: tuple[int, ...]) -> 
     weights = {name: sum(p.nbytes for p in table.values()) for name, table in tables.items()}
     options = {mode: forwards(preset, spec, mode) for mode in ("off", "single", "dual")}
     runs = options["off" if spec.guidance.is_off else spec.guidance.mode]
-    stages = _encoding(preset, spec, text, vae)
+    stages = _encoding(preset, spec, text, vae, vlm)
     stages += _denoising(preset, spec, dit, runs)
     shape = preset.latent_shape(spec.width, spec.height, spec.num_frames)
     stages.append(Stage("video: VAE decoder", 1, decoding(vae, shape)))
@@ -238,16 +238,15 @@ def _stage(name: str, runs: int, work: Callable[[], object], held: int = 0) -> l
     return [Stage(name, runs, replace(cost, peak_bytes=cost.peak_bytes + held))]
 
 
-def _encoding(preset: Preset, spec: Spec, text: Any, vae: VAE) -> list[Stage]:
+def _encoding(preset: Preset, spec: Spec, text: Any, vae: VAE, vlm: Any) -> list[Stage]:
     """Everything that is done once: none of it on a warm cache."""
     width, height = preset.reference_size(spec.width, spec.height)
     num = len(spec.names)
     ids = torch.zeros(1, preset.text.text_len, dtype=torch.long, device="meta")
     picture = _meta(1, 3, 1, height, width, dtype=torch.float32)
     stages = _stage(ENCODER_STAGES[0], 2, lambda: text(ids))
-    if preset.dit.use_vlm and num:
-        flops = vlm_flops(preset.vlm, num, height, width)
-        stages.append(Stage(ENCODER_STAGES[1], 1, Cost(Counter(matmul=flops))))
+    seeing = int(vlm is not None and num > 0)
+    stages += _stage(ENCODER_STAGES[1], seeing, lambda: read(vlm, preset.vlm, num, height, width))
     stages += _stage("pictures: VAE encoder", num, lambda: vae.encode(picture))
     if preset.family == "vace":
         # What stays and what is made anew, each a whole video.
@@ -368,28 +367,3 @@ def decodings(
         peak = decoding(vae, (channels, num, *sides)).peak_bytes + held
         found.append(Decoding(f"tile={max_cells}", peak, work(tiles) / (height * width)))
     return tuple(found)
-
-
-def vlm_tokens(config: VLMConfig, num_pictures: int, height: int, width: int) -> int:
-    """Tokens of a user turn with a long prompt and pictures of this size, at most `vlm_len`."""
-    cell = config.patch_size * config.merge_size
-    each = min(max(round(height / cell) * round(width / cell), 4), config.vlm_len // 3)
-    return min(num_pictures * each + PROMPT_TOKENS, config.vlm_len)
-
-
-def vlm_flops(config: VLMConfig, num_pictures: int, height: int, width: int) -> int:
-    """One forward of Qwen2.5-VL over a prompt and pictures, without its vocabulary's projection."""
-    tokens = vlm_tokens(config, num_pictures, height, width)
-    own = max(tokens - PROMPT_TOKENS, num_pictures) // max(num_pictures, 1)
-    patches, hidden = own * config.merge_size**2, config.vision_hidden_size
-    window = (config.window_size // config.patch_size) ** 2
-    num_full = len(config.full_attention_blocks)
-    seen = num_full * patches + (config.vision_depth - num_full) * min(window, patches)
-    mlp = 6 * hidden * config.vision_intermediate_size
-    tower = config.vision_depth * patches * (8 * hidden**2 + mlp) + 4 * patches * seen * hidden
-    merged = config.merge_size**2 * hidden
-    tower += 2 * patches * hidden * 3 * 2 * config.patch_size**2
-    tower += own * 2 * (merged * merged + merged * config.hidden_size)
-    dim, kv = config.hidden_size, config.hidden_size * config.num_kv_heads // config.num_heads
-    layer = 4 * dim * dim + 4 * dim * kv + 4 * tokens * dim + 6 * dim * config.intermediate_size
-    return num_pictures * tower + config.num_layers * tokens * layer

@@ -11,11 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from engine import plan as planning
 from engine.dit import WanDiT
 from engine.meter import metered
-from engine.plan import CARDS, Plan, Stage, decodings, forwards, plan, vlm_flops
+from engine.plan import CARDS, Plan, Stage, decodings, forwards, plan
+from engine.plan_vlm import vlm_tokens
 from engine.presets import MINIATURE, PHANTOM_1_3B, WAN_1_3B, WAN_14B, Preset
 from engine.spec import Guidance, Spec
 from engine.stream import SubjectInputs
-from engine.vlm import build_vlm
 
 
 def asked(preset: Preset, num: int, **given: object) -> Spec:
@@ -43,7 +43,7 @@ def test_denoising_is_what_torch_counts_on_real_tensors(num: int, stream_time: b
     words = torch.randn(1, 64, 128)
     inputs = None
     if num:
-        tokens = planning.vlm_tokens(MINIATURE.vlm, num, 64, 64)
+        tokens = vlm_tokens(MINIATURE.vlm, num, 64, 64)
         inputs = SubjectInputs(
             torch.randn(1, num, 16, 16, 16),
             torch.randn(1, num, 128),
@@ -57,25 +57,6 @@ def test_denoising_is_what_torch_counts_on_real_tensors(num: int, stream_time: b
             dit.denoise(torch.randn(1, 16, 5, 16, 24), torch.tensor([0.5]), condition)
     counted = stage(found, "denoising: prompt").cost.total
     assert counted == pytest.approx(counter.get_total_flops(), rel=1e-3)
-
-
-def test_qwen_is_what_torch_counts_on_real_tensors() -> None:
-    config = replace(MINIATURE.vlm, vlm_len=planning.PROMPT_TOKENS + 64)
-    model = build_vlm(config, planning._token_ids()).eval()
-    num_patches = 256  # one picture of 16 x 16 patches, 64 tokens
-    ids = torch.full((1, planning.PROMPT_TOKENS + 64), 9)
-    ids[0, 3:67] = model.config.image_token_id
-    types = (ids == model.config.image_token_id).int()
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        model.model(
-            input_ids=ids,
-            pixel_values=torch.randn(num_patches, 3 * 2 * 8 * 8),
-            image_grid_thw=torch.tensor([[1, 16, 16]]),
-            mm_token_type_ids=types,
-        )
-    counted = vlm_flops(config, 1, 128, 128)
-    assert counted == pytest.approx(counter.get_total_flops(), rel=0.05)
 
 
 def test_wan_1_3b_costs_what_others_counted(big: Plan) -> None:
