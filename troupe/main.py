@@ -3,8 +3,6 @@
 Nothing here or in the commands' own imports loads torch: `troupe --help` answers at once.
 """
 
-import logging
-
 import typer
 
 from troupe.convert import convert
@@ -20,15 +18,9 @@ for _command in (demo, generate, plan, up, doctor, train, convert):
     app.command()(_command)
 
 
-# Libraries that talk while they are imported, of parts of theirs that nothing here uses.
-TALKERS = ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao")
-
-
 @app.callback()
 def troupe() -> None:
     """Videos in which your characters stay themselves."""
-    for name in TALKERS:
-        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def main() -> None:
