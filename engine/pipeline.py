@@ -36,7 +36,7 @@ from engine.presets import Preset
 from engine.runtime import STANDARD, Runtime
 from engine.sample import Conditions, Each, Source, Step, one_by_one, sample
 from engine.spec import Guidance, Reference, Spec
-from engine.tiers import Run
+from engine.tiers import Run, served
 from engine.vace import context_latents
 from engine.vae import to_frames
 from engine.video import Made, Video, picture_bytes
@@ -123,6 +123,11 @@ class Engine:
         # Last, so that a load that fails leaves the engine that serves as it is.
         use(place.device, place.attention)
         return engine
+
+    @property
+    def tiers(self) -> tuple[str, ...]:
+        """Those that this model can be asked for, computed as it is here."""
+        return served(self.velocity, self.preset.limits.tiers)
 
     def generate(
         self,

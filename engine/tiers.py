@@ -16,6 +16,7 @@ Legend: B batch, C channels, F H W latents, L video tokens, M model dim.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -77,6 +78,19 @@ class Run:
         v_BCFHW = branch.denoise(x_BCFHW, t_B, condition)
         self.computed += not branch.past.serves
         return v_BCFHW
+
+
+def served(velocity: Velocity, tiers: Sequence[str] = TIERS) -> tuple[str, ...]:
+    """Those of the tiers in which this velocity can run."""
+    return tuple(tier for tier in tiers if _can_run(velocity, tier))
+
+
+def _can_run(velocity: Velocity, tier: str) -> bool:
+    try:
+        Run(velocity, tier)
+    except SpecError:
+        return False
+    return True
 
 
 class _Past:

@@ -4,6 +4,7 @@
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ class WorkerState:
 
     `role`: "generate", from request to video; "denoise", the same with encodings that a worker
     with the role "encode" has made.
+    `tiers`: of `engine.tiers`, those that it serves; none while that is not known.
     `message` says why it is unhealthy; `digest` is its checkpoint's; `job` the id in hand.
     """
 
@@ -29,6 +31,13 @@ class WorkerState:
     digest: str = ""
     job: str = ""
     role: str = "generate"
+    tiers: tuple[str, ...] = ()
+
+    @classmethod
+    def from_json(cls, text: str) -> "WorkerState":
+        """What was announced."""
+        values = json.loads(text)
+        return cls(**values | {"tiers": tuple(values.get("tiers", ()))})
 
     @property
     def healthy(self) -> bool:
@@ -39,6 +48,12 @@ class WorkerState:
     def makes_videos(self) -> bool:
         """Whether jobs are for it; a worker that only encodes helps another."""
         return self.role != "encode"
+
+
+def tiers_of(workers: Sequence[WorkerState], known: tuple[str, ...]) -> tuple[str, ...]:
+    """Of the known tiers those that some worker serves; all of them while none has said which."""
+    said = [worker.tiers for worker in workers if worker.tiers]
+    return tuple(tier for tier in known if not said or any(tier in tiers for tiers in said))
 
 
 class Roster:
@@ -72,4 +87,4 @@ class Roster:
             gone = [name for name, value in zip(ids, values, strict=True) if value is None]
             if gone:
                 self._redis.srem(self._prefix, *gone)
-        return [WorkerState(**json.loads(value)) for value in values if value is not None]
+        return [WorkerState.from_json(value) for value in values if value is not None]

@@ -123,6 +123,7 @@ class Station:
             digest=model.digest,
             job=self._job,
             role=self.role,
+            tiers=self.engine.tiers if self.engine else (),
         )
 
     @property

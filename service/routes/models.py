@@ -6,21 +6,26 @@ from typing import Any
 from fastapi import APIRouter
 
 from service.deps import TheHouse
+from service.roster import tiers_of
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
 
 @router.get("")
 def models(house: TheHouse) -> dict[str, Any]:
-    """The preset with its limits and defaults, and the digests that live workers have loaded."""
-    preset = house.preset
-    digests = {worker.digest for worker in house.roster.present() if worker.healthy}
+    """The preset with its limits and defaults, and the digests that live workers have loaded.
+
+    Among the limits are only those tiers that a live worker serves, once one has said which.
+    """
+    preset, workers = house.preset, house.roster.present()
+    digests = {worker.digest for worker in workers if worker.healthy}
+    tiers = tiers_of(workers, preset.limits.tiers)
     model = {
         "id": preset.name,
         "object": "model",
         "created": 0,
         "owned_by": "troupe",
-        "limits": asdict(preset.limits),
+        "limits": asdict(preset.limits) | {"tiers": tiers},
         "defaults": asdict(preset.defaults),
         "digests": sorted(digests),
     }

@@ -9,8 +9,9 @@ from starlette.concurrency import run_in_threadpool
 from service import views
 from service.binding import Bound, bind
 from service.deps import House, TheHouse
-from service.errors import ServiceError
+from service.errors import RequestError, ServiceError
 from service.form import Raw, read_body
+from service.roster import tiers_of
 from service.schemas import CreateVideo, Video, VideoDeleted, VideoPage
 
 router = APIRouter(prefix="/v1/videos", tags=["videos"])
@@ -46,6 +47,7 @@ def accept(raw: Raw, house: House) -> Video:
     spec = body.to_spec(house.preset, tuple(one.name for one in bound))
     pictures = house.intake.clean([one.upload for one in bound])
     house.ledger.ping()
+    _check_tier(spec.tier, house)
     job_id = f"video_{uuid.uuid4().hex}"
     try:
         request = {
@@ -60,6 +62,13 @@ def accept(raw: Raw, house: House) -> Video:
         raise
     house.doorbell.ring(job_id)
     return views.video(house.ledger.read(job_id))
+
+
+def _check_tier(tier: str, house: House) -> None:
+    """Raises RequestError where workers have said what they serve, and none serves this."""
+    served = tiers_of(house.roster.present(), house.preset.limits.tiers)
+    if tier not in served:
+        raise RequestError(f"tier: no worker serves {tier!r} now; use {', '.join(served)}.", "tier")
 
 
 def _store(

@@ -14,7 +14,7 @@ from engine.errors import SpecError
 from engine.presets import MINIATURE, VACE_1_3B
 from engine.sample import Step, sample
 from engine.spec import Guidance, Spec
-from engine.tiers import THRESHOLDS, Run
+from engine.tiers import THRESHOLDS, Run, served
 from engine.vace import VaceDiT
 from tests.engine.conftest import (
     TOY,
@@ -171,7 +171,7 @@ def test_what_cannot_skip_says_so(tmp_path):
     packaged = velocity_of(random_dit(), "aoti", tmp_path)
     with pytest.raises(SpecError, match="tier.*'eager' and 'inductor'"):
         Run(packaged, "fast")
-    assert Run(packaged).tier == "exact"
+    assert Run(packaged).tier == "exact" and served(packaged) == ("exact",)
     vace = VaceDiT(replace(TOY, subject_layers=0, vace_layers=(0, 2), vace_in_dim=36))
     with pytest.raises(SpecError, match="context blocks"):
         Run(vace.denoise, "fast")
@@ -182,6 +182,8 @@ def test_what_cannot_skip_says_so(tmp_path):
     shared.split = object()
     with pytest.raises(SpecError, match="shared out over processes"):
         Run(shared.denoise, "fast")
+    assert served(random_dit().denoise) == ("exact", "fast")
+    assert served(random_dit().denoise, ("exact",)) == ("exact",)
 
 
 @pytest.mark.parametrize(

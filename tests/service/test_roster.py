@@ -3,7 +3,7 @@
 import time
 
 from service.ledger import connect
-from service.roster import Roster, WorkerState
+from service.roster import Roster, WorkerState, tiers_of
 from workers.settings import Settings
 
 
@@ -14,6 +14,22 @@ def test_the_living_are_listed_with_what_they_say(roster: Roster) -> None:
     roster.announce(idle)
     assert roster.present() == [idle, broken]
     assert [worker.healthy for worker in roster.present()] == [True, False]
+
+
+def test_a_tier_is_served_if_some_worker_serves_it(roster: Roster) -> None:
+    both = ("exact", "fast")
+    starting, encoder = WorkerState("w0", "starting"), WorkerState("w1", "idle", role="encode")
+    assert tiers_of([starting, encoder], both) == tiers_of([], both) == both
+    exact = WorkerState("w2", "busy", tiers=("exact",))
+    roster.announce(exact)
+    assert roster.present() == [exact]
+    assert tiers_of([starting, encoder, exact], both) == ("exact",)
+    assert tiers_of([exact, WorkerState("w3", "idle", tiers=both)], both) == both
+    assert tiers_of([WorkerState("w3", "idle", tiers=both)], ("exact",)) == ("exact",)
+
+
+def test_a_worker_from_before_tiers_has_not_said_which() -> None:
+    assert WorkerState.from_json('{"id": "w", "state": "idle"}') == WorkerState("w", "idle")
 
 
 def test_a_later_word_replaces_an_earlier(roster: Roster) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from engine.errors import CheckpointError, SpecError
 from engine.presets import MINIATURE, Preset
 from engine.runtime import STANDARD, Runtime
-from engine.spec import Reference, Spec
+from engine.spec import TIERS, Reference, Spec
 from engine.video import Made, Video
 
 
@@ -38,6 +38,7 @@ class ScriptedEngine:
 
     digest = "scripted"
     preset: Preset = MINIATURE
+    tiers = TIERS
 
     def __init__(self, step_s: float = 0.0, folder: Path | None = None) -> None:
         self._step_s = step_s

@@ -36,6 +36,7 @@ def test_it_says_idle_then_busy_then_nothing(station: Station, roster: Roster) -
     station.load()
     (seen,) = roster.present()
     assert (seen.state, seen.digest, seen.preset) == ("idle", "scripted", "miniature")
+    assert seen.tiers == ("exact", "fast")
     station.take("video_1")
     (seen,) = roster.present()
     assert (seen.state, seen.job) == ("busy", "video_1")
@@ -92,6 +93,16 @@ def test_a_runtime_that_cannot_be_had_is_announced(
     found.load()
     assert found.state.state == "unhealthy"
     assert found.state.message.startswith("device=cuda:99 is not there; torch sees cpu")
+
+
+def test_a_runtime_says_which_tiers_it_serves(
+    settings: Settings, random_model: Path, roster: Roster
+) -> None:
+    """A package is one program, of which nothing can be skipped."""
+    wanted = {"model_dir": random_model, "runtime": "device=cpu,compile=aoti"}
+    Station(settings.model_copy(update=wanted)).load()
+    (seen,) = roster.present()
+    assert (seen.state, seen.tiers) == ("idle", ("exact",))
 
 
 def test_what_serves_goes_on_when_a_later_load_is_refused(

@@ -17,3 +17,7 @@ def test_the_preset_with_limits_defaults_and_what_is_loaded(
     assert model["limits"]["max_subjects"] == MINIATURE.limits.max_subjects
     assert model["defaults"]["width"] == MINIATURE.defaults.width
     assert model["digests"] == ["d1"]
+    assert model["limits"]["tiers"] == ["exact", "fast"]
+    roster.announce(WorkerState("w1", "busy", digest="d1", tiers=("exact",)))
+    (model,) = client.get("/v1/models").json()["data"]
+    assert model["limits"]["tiers"] == ["exact"]

@@ -11,6 +11,7 @@ from httpx import Response
 from service.app import create_app
 from service.errors import BlobFull
 from service.ledger import Books, Ledger
+from service.roster import Roster, WorkerState
 from tests.service.rig import keys_of
 from tests.service.routes.test_videos import ANNA, PNG, files, post, stored
 from workers.settings import Settings
@@ -151,6 +152,23 @@ def test_bad_input_is_told_and_leaves_nothing(
     assert answer.headers["x-request-id"].startswith("req_")
     assert ledger.books() == Books(0, 0, 0, 0, 0)
     assert keys_of(settings) == [] and stored(settings) == []
+
+
+def test_a_tier_that_no_worker_serves_is_told_and_leaves_nothing(
+    client: TestClient, ledger: Ledger, roster: Roster, settings: Settings
+) -> None:
+    roster.announce(WorkerState("w0", "starting"))
+    assert post(client, tier="fast").status_code == 202  # nobody knows yet; the job will tell
+    before = stored(settings)
+    roster.announce(WorkerState("w1", "busy", tiers=("exact",)))
+    answer = post(client, tier="fast")
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, "tier")
+    assert error["message"] == "tier: no worker serves 'fast' now; use exact."
+    assert ledger.books().submitted == 1 and stored(settings) == before
+    assert post(client, tier="exact").status_code == post(client).status_code == 202
+    roster.announce(WorkerState("w2", "idle", tiers=("exact", "fast")))
+    assert post(client, tier="fast").status_code == 202
 
 
 def test_messages_say_what_would_be_right(client: TestClient) -> None:
