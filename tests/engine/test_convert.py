@@ -17,7 +17,7 @@ from engine.dit import WanDiT
 from engine.encodings import Encoders
 from engine.errors import CheckpointError
 from engine.pipeline import Engine
-from engine.presets import WAN_1_3B, WAN_14B, Preset
+from engine.presets import WAN_1_3B, Preset
 from engine.spec import Spec
 from engine.text import TextEncoder, build_text_model
 from engine.vae import VAE, build_vae
@@ -151,19 +151,6 @@ def test_phantoms_weights_take_subjects(tmp_path: Path) -> None:
     )
     assert spec.guidance.mode == "dual"
     assert engine.generate(spec, [picture("anna")]).frames.shape == (5, 32, 48, 3)
-
-
-def test_full_size_tables_have_upstreams_counts() -> None:
-    with torch.device("meta"):
-        for preset, num in ((WAN_1_3B, 825), (WAN_14B, 1095)):
-            assert len(WanDiT(replace(preset.dit, subject_layers=0)).state_dict()) == num
-        assert len(list(build_text_model(WAN_1_3B.text).named_parameters())) == 242
-        vae = build_vae(WAN_1_3B.vae).state_dict()
-    assert len(vae) == len({wan_vae(name) for name in vae}) == 194
-    back = upstream.vae_names({wan_vae(name): value for name, value in vae.items()})
-    assert {name: value.shape for name, value in back.items()} == {
-        name: value.shape for name, value in vae.items()
-    }
 
 
 def _spoil(models: dict[str, dict[str, Tensor]], part: str, name: str, value: Any) -> None:

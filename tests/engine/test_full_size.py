@@ -1,0 +1,180 @@
+"""Published weights at full size, on meta tensors: every key and every shape is what we load."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from diffusers import AutoencoderKLWan, WanTransformer3DModel, WanVACETransformer3DModel
+from torch import Tensor
+
+from engine import upstream
+from engine.checkpoint import check_names
+from engine.convert import with_statistics
+from engine.errors import CheckpointError
+from engine.presets import (
+    PHANTOM_1_3B,
+    PHANTOM_14B,
+    VACE_1_3B,
+    VACE_14B,
+    WAN_1_3B,
+    WAN_14B,
+    DiTConfig,
+    Preset,
+)
+from engine.text import build_text_model
+from engine.vace import build_dit
+from engine.vae import build_vae
+from engine.vlm import SPECIALS, build_vlm
+from tests.engine import upstream_tables as tables
+
+Tensors = dict[str, Tensor]
+SMALL, LARGE = (1536, 8960, 30), (5120, 13824, 40)
+
+
+def plain(preset: Preset) -> DiTConfig:
+    """Without what the published files have not: the identity stream."""
+    return replace(preset.dit, subject_layers=0, use_vlm=False)
+
+
+@dataclass(frozen=True)
+class Published:
+    """A file as it is published: its table, the number of its keys, what ours is, how its names
+    become ours."""
+
+    table: tables.Table
+    num: int
+    own: Callable[[], Mapping[str, Tensor]]
+    renamed: Callable[[Tensors, Mapping[str, Tensor]], Tensors]
+
+
+def dit(preset: Preset, table: tables.Table, num: int) -> Published:
+    return Published(
+        table, num, lambda: build_dit(plain(preset)).state_dict(), upstream.original_names
+    )
+
+
+def _vae(tensors: Tensors, own: Mapping[str, Tensor]) -> Tensors:
+    named = with_statistics(upstream.vae_names(tensors), WAN_1_3B)
+    return {name: x for name, x in named.items() if not name.startswith("latents_")}
+
+
+def _qwen() -> Mapping[str, Tensor]:
+    ids = {name: number for number, name in enumerate(SPECIALS)}
+    return dict(build_vlm(WAN_1_3B.vlm, ids).named_parameters())
+
+
+PUBLISHED = {
+    "wan-1.3b": dit(WAN_1_3B, tables.wan(*SMALL), 825),
+    "wan-14b": dit(WAN_14B, tables.wan(*LARGE), 1095),
+    "phantom-1.3b": dit(PHANTOM_1_3B, tables.wan(*SMALL), 825),
+    "phantom-14b": dit(PHANTOM_14B, tables.wan(*LARGE), 1095),
+    "vace-1.3b": dit(VACE_1_3B, tables.vace(*SMALL, every=2), 825 + 15 * 29 + 4),
+    "vace-14b": dit(VACE_14B, tables.vace(*LARGE, every=5), 1095 + 8 * 29 + 4),
+    "vae": Published(tables.wan_vae(), 194, lambda: build_vae(WAN_1_3B.vae).state_dict(), _vae),
+    "umt5-xxl": Published(
+        tables.umt5(256384, 4096, 10240, 24, heads=64, buckets=32),
+        242,
+        lambda: dict(build_text_model(WAN_1_3B.text).named_parameters()),
+        lambda tensors, own: upstream.text_names(tensors),
+    ),
+    "qwen2.5-vl-7b": Published(
+        tables.qwen_2_5_vl_7b(), 729, _qwen, lambda tensors, own: upstream.vlm_names(tensors)
+    ),
+}
+
+
+@pytest.fixture(params=PUBLISHED)
+def published(request: pytest.FixtureRequest) -> Published:
+    return PUBLISHED[request.param]
+
+
+def on_meta(table: tables.Table) -> Tensors:
+    return {name: torch.empty(shape, device="meta") for name, shape in table.items()}
+
+
+def loads(tensors: Tensors, own: Mapping[str, Tensor], published: Published) -> None:
+    """What `convert` and `Engine.load` ask of names and shapes. Raises CheckpointError."""
+    check_names(own, published.renamed(tensors, own), "the file")
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("wan-1.3b", 1_418_996_800),
+        ("wan-14b", 14_288_491_584),
+        ("qwen2.5-vl-7b", 16_584_333_312 // 2),  # bytes in bf16, by the index of its shards
+    ],
+)
+def test_tables_have_the_published_sizes(name: str, parameters: int) -> None:
+    assert sum(math.prod(shape) for shape in PUBLISHED[name].table.values()) == parameters
+
+
+def test_every_key_and_shape_is_ours_and_no_other(published: Published) -> None:
+    assert len(published.table) == published.num
+    with torch.device("meta"):
+        own = published.own()
+    loads(on_meta(published.table), own, published)
+    name = next(iter(published.table))
+    for key, spoil in (("lacks", None), ("another shape", torch.empty(3, 1, device="meta"))):
+        tensors = on_meta(published.table)
+        del tensors[name]
+        if spoil is not None:
+            tensors[name] = spoil
+        with pytest.raises(CheckpointError, match=key):
+            loads(tensors, own, published)
+    extra = on_meta(published.table) | {"nobody.knows": torch.empty(1, device="meta")}
+    with pytest.raises(CheckpointError, match="nobody.knows"):
+        loads(extra, own, published)
+
+
+def diffusers_wan(config: DiTConfig) -> Tensors:
+    """diffusers' class with the published numbers (its config.json), not with ours."""
+    large = config.dim == 5120
+    dim, ffn_dim, layers = LARGE if large else SMALL
+    sizes = {
+        "num_attention_heads": 40 if large else 12,
+        "attention_head_dim": 128,
+        "ffn_dim": ffn_dim,
+        "num_layers": layers,
+        "text_dim": 4096,
+        "freq_dim": 256,
+    }
+    if not config.vace_layers:
+        return dict(WanTransformer3DModel(**sizes).state_dict())
+    beside = list(range(0, layers, 5 if large else 2))
+    model = WanVACETransformer3DModel(**sizes, vace_layers=beside, vace_in_channels=96)
+    return dict(model.state_dict())
+
+
+@pytest.mark.parametrize("prefix", ["", upstream.PREFIX])
+@pytest.mark.parametrize("preset", [WAN_1_3B, WAN_14B, VACE_1_3B, VACE_14B], ids=lambda p: p.name)
+def test_diffusers_and_comfy_spell_the_same_weights(preset: Preset, prefix: str) -> None:
+    published = PUBLISHED[preset.name]
+    with torch.device("meta"):
+        own, theirs = published.own(), diffusers_wan(preset.dit)
+    assert len(theirs) == published.num
+    loads(theirs, own, published)
+    # ComfyUI keeps the original names behind a prefix.
+    named = {prefix + name: x for name, x in on_meta(published.table).items()}
+    loads(named, own, published)
+
+
+def test_diffusers_vae_and_transformers_encoder_load_as_they_are() -> None:
+    with torch.device("meta"):
+        vae = PUBLISHED["vae"]
+        loads(dict(AutoencoderKLWan().state_dict()), vae.own(), vae)
+        text = PUBLISHED["umt5-xxl"]
+        own = text.own()
+    # transformers' files may hold the tied embedding twice.
+    loads({**own, "encoder.embed_tokens.weight": own["shared.weight"]}, own, text)
+
+
+def test_our_stream_is_all_that_the_published_files_lack() -> None:
+    for preset in (WAN_1_3B, WAN_14B):
+        with torch.device("meta"):
+            own = set(build_dit(preset.dit).state_dict())
+        more = own - set(PUBLISHED[preset.name].table)
+        assert more and all(name.startswith(upstream.STREAM_PARAMETERS) for name in more)
+        assert own >= set(PUBLISHED[preset.name].table)
