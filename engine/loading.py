@@ -126,7 +126,7 @@ def check_memory(folder: Path, preset: Preset, runtime: Runtime, place: Placemen
     need = {place.device: weights}
     if place.device != CPU:
         need[CPU] = found.away
-    works = cache(lambda tile: work_here(_work(preset, tile, place), runtime))
+    works = cache(lambda tile: work_here(work_of(preset, tile), runtime, place.dtype.itemsize))
     if weights > free[place.device] / 8:
         need[place.device] = found.peak(works(runtime.tile))
     for device in need:
@@ -143,13 +143,6 @@ def _footprint(tables: Mapping[str, Table], runtime: Runtime, place: Placement) 
     # Whatever visits the CPU lies there already.
     known = replace(runtime, offload="none") if place.device == CPU else runtime
     return footprint(tables, known, place.dtype.itemsize)
-
-
-def _work(preset: Preset, tile: str, place: Placement) -> list[tuple[str, int]]:
-    # Counted in bf16, and fp32 takes at most twice that; the VAE's is counted in its fp32 already.
-    times = place.dtype.itemsize // torch.bfloat16.itemsize
-    works = work_of(preset, tile)
-    return [(model, size if model == "vae" else size * times) for model, size in works]
 
 
 def _ways(

@@ -40,11 +40,18 @@ def loads(runtime: Runtime, model: str) -> bool:
     return runtime.encoders == "local" or model in ("dit", "vae")
 
 
-def work_here(stages: Sequence[tuple[str, int]], runtime: Runtime) -> list[tuple[str, int]]:
+def work_here(
+    stages: Sequence[tuple[str, int]], runtime: Runtime, itemsize: int
+) -> list[tuple[str, int]]:
     """Those of a request's stages (model, bytes; the last is the decoding) that are done under this
-    runtime."""
+    runtime, as `footprint` has its precision.
+
+    They are counted in bf16, and fp32 takes at most twice that; the VAE's in its fp32 already.
+    """
+    times = itemsize // torch.bfloat16.itemsize
     done = stages[:-1] if runtime.encoders == "only" else stages
-    return [(model, size) for model, size in done if loads(runtime, model)]
+    here = [(model, size) for model, size in done if loads(runtime, model)]
+    return [(model, size if model == "vae" else size * times) for model, size in here]
 
 
 def footprint(tables: Mapping[str, Table], runtime: Runtime, itemsize: int) -> Footprint:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,11 +25,11 @@ from engine import families, flow
 from engine.dit import WanDiT
 from engine.encodings import EncodingsBatch
 from engine.errors import BackendError
-from engine.memory import footprint
+from engine.memory import footprint, work_here
 from engine.meter import Cost, metered
 from engine.plan_vlm import read, vlm_tokens
 from engine.presets import Preset
-from engine.runtime import Runtime
+from engine.runtime import STANDARD, Runtime
 from engine.spec import Guidance, Spec
 from engine.text import build_text_model
 from engine.vace import build_dit
@@ -105,8 +105,9 @@ class Decoding:
 @dataclass(frozen=True)
 class Plan:
     """What a request takes. weights: bytes of each model; memory: bytes on the card at once under
-    each of `RUNTIMES`; options: the number of forwards (full, empty, image) of each kind of
-    guidance; decodings: ways to decode, the engine's own too."""
+    each of `RUNTIMES` and the runtime asked for, by its words; options: the number of forwards
+    (full, empty, image) of each kind of guidance; decodings: ways to decode, the engine's own too.
+    """
 
     preset: str
     card: Card
@@ -140,17 +141,26 @@ RUNTIMES = (
 )
 
 
-def plan(preset: Preset, spec: Spec, card: Card) -> Plan:
+def plan(preset: Preset, spec: Spec, card: Card, runtime: Runtime = STANDARD) -> Plan:
     """Counts a whole request; its prompt and names say only how many subjects there are.
+
+    Args:
+        runtime: one to count memory for beside `RUNTIMES`, as all is counted: eager, and in bf16
+            unless it says fp32. A card that its device names is this one.
 
     Raises:
         SpecError: the preset cannot serve such a request; the message names the field.
+        BackendError: the runtime is for a CPU, or its tiles are too small for the decoder.
     """
     spec.validate(preset.limits)
-    return _counted(preset, spec, card, TILES)
+    if runtime.device == "cpu":
+        raise BackendError(f"device=cpu is not the card that is planned for, {card.name}")
+    return _counted(preset, spec, card, TILES, runtime)
 
 
-def _counted(preset: Preset, spec: Spec, card: Card, tiles: tuple[int, ...]) -> Plan:
+def _counted(
+    preset: Preset, spec: Spec, card: Card, tiles: tuple[int, ...], runtime: Runtime = STANDARD
+) -> Plan:
     with torch.device("meta"):
         dit = build_dit(preset.dit).bfloat16()
         text = build_text_model(preset.text).bfloat16()
@@ -165,9 +175,15 @@ def _counted(preset: Preset, spec: Spec, card: Card, tiles: tuple[int, ...]) -> 
     stages += _denoising(preset, spec, dit, runs)
     shape = preset.latent_shape(spec.width, spec.height, spec.num_frames)
     stages.append(Stage("video: VAE decoder", 1, decoding(vae, shape)))
-    work = [(_model(stage), stage.cost.peak_bytes) for stage in stages]
-    memory = {r: footprint(tables, Runtime.parse(r), 2).peak(work) for r in RUNTIMES}
+    if runtime.max_cells:
+        grid(*shape[2:], reach(vae.config), runtime.max_cells)
+        tiles = tuple(sorted({*tiles, runtime.max_cells}, reverse=True))
     ways = decodings(vae, shape, tiles)
+    memory = {}
+    for each in (*map(Runtime.parse, RUNTIMES), runtime):
+        itemsize = 4 if each.dtype == "fp32" else 2
+        work = work_here(_work(stages, ways, each.tile), each, itemsize)
+        memory[str(each) or RUNTIMES[0]] = footprint(tables, each, itemsize).peak(work)
     return Plan(preset.name, card, tuple(stages), weights, memory, options, ways)
 
 
@@ -180,9 +196,17 @@ def work_of(preset: Preset, tile: str = "none") -> list[tuple[str, int]]:
     spec = replace(spec, **_allowed(preset))
     tiles = () if tile == "none" else (int(tile),)
     found = _counted(preset, spec, next(iter(CARDS.values())), tiles)
-    tiled = {way.name: way.peak_bytes for way in found.decodings}
-    *stages, last = [(_model(stage), stage.cost.peak_bytes) for stage in found.stages]
-    return [*stages, (last[0], tiled.get(f"tile={tile}", last[1]))]
+    return _work(found.stages, found.decodings, tile)
+
+
+def _work(
+    stages: Sequence[Stage], ways: Sequence[Decoding], tile: str
+) -> list[tuple[str, int]]:
+    """The model at work and the bytes of its work, decoded in such tiles; one that holds the whole
+    frame is no other way to decode."""
+    tiled = {way.name: way.peak_bytes for way in ways}
+    *found, (vae, whole) = [(_model(stage), stage.cost.peak_bytes) for stage in stages]
+    return [*found, (vae, tiled.get(f"tile={tile}", whole))]
 
 
 def _allowed(preset: Preset) -> dict[str, Any]:

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from engine.errors import SpecError
+from engine.errors import BackendError, SpecError
 from engine.presets import PRESETS, Preset
+from engine.runtime import Runtime
 from engine.spec import Guidance, Spec
 from troupe.generate import option_of, parse_size
 from troupe.terminal import busy, fail, out
@@ -35,6 +36,9 @@ def plan(
     ] = (0.0, 1.0),
     gpu: Annotated[str, typer.Option(help="h200, h100, a100, …; a wrong one lists them.")] = "h200",
     cards: Annotated[int, typer.Option(help="How many of them share each video.")] = 1,
+    runtime: Annotated[
+        str, typer.Option(help="One to tell memory for too, such as offload=encoders,tile=4096.")
+    ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Count FLOPs, memory and seconds of one video, stage by stage."""
@@ -49,16 +53,19 @@ def plan(
     asked: dict[str, Any] = {"num_frames": frames, "steps": steps}
     asked = {name: value for name, value in asked.items() if value is not None}
     try:
+        own = Runtime.parse(runtime)
         asked |= {**parse_size(size), "guidance": _guidance(PRESETS[preset], guidance, interval)}
         names = tuple(f"s{number}" for number in range(subjects))
         prompt = " and ".join(f"@{name}" for name in names) or "a place"
         spec = Spec.of(PRESETS[preset], prompt, names, **asked)
         with busy("counting on tensors without contents"):
-            found = _count(PRESETS[preset], spec, gpu)
+            found = _count(PRESETS[preset], spec, gpu, own)
             shared = None if cards == 1 else _share(found, PRESETS[preset], spec, cards)
     except SpecError as error:
         option = OPTIONS.get(error.field) or option_of(error.field)
         fail(f"{option} {error.message}", "troupe plan --help")
+    except BackendError as error:
+        fail(f"--runtime: {error}", "troupe plan --help")
     if as_json:
         typer.echo(json.dumps(as_values(found, shared)))
         return
@@ -78,13 +85,13 @@ def _guidance(preset: Preset, mode: str, interval: tuple[float, float]) -> Guida
     return Guidance("single", scale, interval=interval)
 
 
-def _count(preset: Preset, spec: Spec, gpu: str) -> "Plan":
+def _count(preset: Preset, spec: Spec, gpu: str, runtime: Runtime) -> "Plan":
     from engine.plan import CARDS
     from engine.plan import plan as count
 
     if gpu not in CARDS:
         fail(f"--gpu {gpu}: must be one of {', '.join(CARDS)}")
-    return count(preset, spec, CARDS[gpu])
+    return count(preset, spec, CARDS[gpu], runtime)
 
 
 def _share(found: "Plan", preset: Preset, spec: Spec, cards: int) -> "SharedPlan":
@@ -167,8 +174,9 @@ def _row(found: "Plan", stage: "Stage") -> list[str]:
 
 
 def _show_memory(found: "Plan") -> None:
-    out.print("Memory in bf16 with the weights, by --runtime:")
+    out.print("Memory with the weights, in bf16 unless it says fp32, by --runtime:")
+    width = max(map(len, found.memory))
     for runtime, need in found.memory.items():
         fits = need / 1e9 <= found.card.memory_gb
         verdict = "[green]fits[/]" if fits else "[red]does not fit[/]"
-        out.print(f"  {runtime:<30}{need / 1e9:>7.1f} GB, {verdict}", highlight=False)
+        out.print(f"  {runtime:<{width}} {need / 1e9:>7.1f} GB, {verdict}", highlight=False)

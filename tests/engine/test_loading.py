@@ -185,15 +185,6 @@ def test_the_work_is_that_of_the_largest_default_request():
     assert max(size for model, size in work if model == "vae") > 10_000_000
 
 
-@pytest.mark.parametrize(("dtype", "times"), [(torch.bfloat16, 1), (torch.float32, 2)])
-def test_work_grows_with_the_precision_and_the_vaes_is_always_fp32(monkeypatch, dtype, times):
-    counted = [("text", 10), ("dit", 20), ("vae", 30)]
-    monkeypatch.setattr(loading, "work_of", lambda preset, tile: counted)
-    place = Placement(torch.device("cpu"), dtype, Choice("native", ""))
-    wanted = [("text", 10 * times), ("dit", 20 * times), ("vae", 30)]
-    assert loading._work(MINIATURE, "none", place) == wanted
-
-
 def test_an_engine_that_serves_is_not_touched_by_a_load_that_fails(folder):
     engine = Engine.load(folder)
     spec, cast = asked(engine)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from engine import memory
-from engine.memory import Footprint, footprint, free_bytes
+from engine.memory import Footprint, footprint, free_bytes, work_here
 from engine.placement import EXACT
 from engine.quantize import is_large
 from engine.runtime import Runtime
@@ -48,6 +48,22 @@ def test_blocks_come_two_at_a_time():
 def test_large_matrices_take_a_byte_a_number_and_a_scale_a_row(kind):
     saved = sum(p.numel() - 4 * len(p) for n, p in DIT.items() if is_large(n, p))
     assert of(f"weights={kind}").resident == of("").resident - saved
+
+
+@pytest.mark.parametrize(("itemsize", "times"), [(2, 1), (4, 2)])
+def test_work_grows_with_the_precision_and_the_vaes_is_always_fp32(itemsize, times):
+    counted = [("text", 10), ("dit", 20), ("vae", 30)]
+    wanted = [("text", 10 * times), ("dit", 20 * times), ("vae", 30)]
+    assert work_here(counted, Runtime(), itemsize) == wanted
+
+
+@pytest.mark.parametrize(
+    ("encoders", "done"), [("local", "01234"), ("remote", "234"), ("only", "012")]
+)
+def test_work_of_models_that_are_elsewhere_is_not_done_here(encoders, done):
+    stages = [("text", 0), ("vlm", 1), ("vae", 2), ("dit", 3), ("vae", 4)]
+    found = work_here(stages, Runtime(encoders=encoders), itemsize=2)
+    assert found == [stages[int(number)] for number in done]
 
 
 def test_something_is_free():

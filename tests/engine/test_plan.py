@@ -10,10 +10,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from engine import plan as planning
 from engine.dit import WanDiT
+from engine.errors import BackendError
 from engine.meter import metered
-from engine.plan import CARDS, Plan, Stage, decodings, forwards, plan
+from engine.plan import CARDS, RUNTIMES, Plan, Stage, decodings, forwards, plan
 from engine.plan_vlm import vlm_tokens
 from engine.presets import MINIATURE, PHANTOM_1_3B, WAN_1_3B, WAN_14B, Preset
+from engine.runtime import Runtime
 from engine.spec import Guidance, Spec
 from engine.stream import SubjectInputs
 
@@ -161,6 +163,49 @@ def test_the_tile_that_is_asked_for_is_counted() -> None:
         *_, found = decodings(planning._vae(preset), (16, 2, 32, 32), (700,))
     assert found.name == "tile=700"
     assert planning.work_of(preset, "700")[-1] == ("vae", found.peak_bytes)
+
+
+@pytest.mark.parametrize("offload", ["none", "encoders", "group"])
+def test_a_runtime_of_ones_own_is_counted_beside_the_others(offload: str) -> None:
+    own = Runtime(tile="700", offload=offload)
+    found = plan(MINIATURE, asked(MINIATURE, 2, width=128, height=128), CARDS["l4"], own)
+    *rest, stream = [(s.name, s.cost.peak_bytes) for s in found.stages]
+    usual = Runtime(offload=offload)
+    assert list(found.memory) == [*RUNTIMES, str(own)]
+    # The decoder is the peak under either, and its tile a way to decode that is told, too.
+    saved = found.memory[str(usual) or RUNTIMES[0]] - found.memory[str(own)]
+    (tiled,) = [way.peak_bytes for way in found.decodings if way.name == "tile=700"]
+    assert 0 < saved == stream[1] - max(tiled, *(size for _, size in rest))
+
+
+def test_precision_and_encoders_elsewhere_count() -> None:
+    spec = asked(MINIATURE, 1)
+
+    def bytes_of(text: str) -> int:
+        return plan(MINIATURE, spec, CARDS["l4"], Runtime.parse(text)).memory[text]
+
+    weights = plan(MINIATURE, spec, CARDS["l4"]).weights
+    assert bytes_of("dtype=fp32") - bytes_of("dtype=bf16") > 0.9 * (
+        weights["text"] + weights["dit"] + weights["vlm"]
+    )
+    away = weights["text"] + weights["vlm"]
+    assert bytes_of("offload=none") - bytes_of("encoders=remote") == away
+
+
+def test_a_runtime_that_is_there_already_is_told_once() -> None:
+    spec = asked(MINIATURE, 0)
+    for own in (Runtime(), Runtime(offload="group")):
+        assert tuple(plan(MINIATURE, spec, CARDS["l4"], own).memory) == RUNTIMES
+
+
+def test_the_card_is_the_one_that_is_planned_for() -> None:
+    spec = asked(MINIATURE, 0)
+    found = plan(MINIATURE, spec, CARDS["l4"], Runtime("cuda:1")).memory
+    assert found["device=cuda:1"] == found["offload=none"]
+    with pytest.raises(BackendError, match="device=cpu is not the card .*, l4"):
+        plan(MINIATURE, spec, CARDS["l4"], Runtime("cpu"))
+    with pytest.raises(BackendError, match="tile=5: .* too small"):
+        plan(MINIATURE, spec, CARDS["l4"], Runtime(tile="5"))
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,13 @@ def test_cards_share_a_video() -> None:
     assert "6 such cards, cfg=2,sequence=3" in told(*SMALL, "--cards", "6").output
 
 
+def test_a_runtime_is_told_beside_the_others() -> None:
+    asked = (*SMALL, "--runtime", "tile=350,offload=encoders")
+    memory = json.loads(told(*asked, "--json").stdout)["memory_bytes"]
+    assert 0 < memory["offload=encoders,tile=350"] <= memory["offload=encoders"]
+    assert "offload=encoders,tile=350 " in told(*asked).output
+
+
 def test_table_names_every_stage_and_whether_it_fits() -> None:
     shown = told(*SMALL, "--subjects", "1", "--guidance", "dual").output
     words = ("beside the weights", "weights=int8,offload=group")
@@ -54,6 +61,11 @@ def test_table_names_every_stage_and_whether_it_fits() -> None:
         (("--frames", "18"), "--frames"),
         (("--cards", "14"), "--cards 14"),
         (("--interval", "0.9", "0.1"), "--interval"),
+        (("--runtime", "tile=5"), "--runtime: tile=5: tiles of so few"),
+        (("--runtime", "device=cpu"), "--runtime: device=cpu is not the card"),
+        (("--runtime", "tiles=4096"), "--runtime: unknown key 'tiles'; there are device, dtype"),
+        (("--runtime", "compile=fast"), "--runtime: unknown compile 'fast'; there are eager"),
+        (("--runtime", "bf16"), "--runtime: 'bf16' must be KEY=VALUE"),
     ],
 )
 def test_wrong_request_is_named(arguments: tuple[str, ...], message: str) -> None:
