@@ -111,13 +111,21 @@ def _load_dit(path: Path, preset: Preset, runtime: Runtime, place: Placement) ->
     return dit
 
 
-def check_memory(folder: Path, preset: Preset, runtime: Runtime, place: Placement) -> None:
+def check_memory(
+    folder: Path, preset: Preset, runtime: Runtime, place: Placement, largest: bool = False
+) -> None:
     """Raises BackendError if weights and work will not fit into what is free.
 
     The work is that of the preset's default video with as many subjects as it takes, as
     `troupe plan` counts it. That takes seconds, so it is done only where the weights alone are
-    more than an eighth of what is free.
+    more than an eighth of what is free. A larger video may still not fit: with `largest` it is that
+    of the largest that the preset's limits allow, always counted.
     """
+    if largest:
+        limits = preset.limits
+        side, frames = limits.max_side, limits.max_frames
+        usual = replace(preset.defaults, width=side, height=side, num_frames=frames)
+        preset = replace(preset, defaults=usual)
     names = ("dit", "text", "vae", *(["vlm"] if preset.dit.use_vlm else []))
     tables = {name: shapes(folder / f"{name}.safetensors") for name in names}
     found = _footprint(tables, runtime, place)
@@ -127,7 +135,7 @@ def check_memory(folder: Path, preset: Preset, runtime: Runtime, place: Placemen
     if place.device != CPU:
         need[CPU] = found.away
     works = cache(lambda tile: work_here(work_of(preset, tile), runtime, place.dtype.itemsize))
-    if weights > free[place.device] / 8:
+    if largest or weights > free[place.device] / 8:
         need[place.device] = found.peak(works(runtime.tile))
     for device in need:
         if need[device] > free[device]:

@@ -13,11 +13,14 @@ from engine.attention import Choice
 from engine.checkpoint import MANIFEST, Manifest, save_folder, verify
 from engine.errors import BackendError, CheckpointError
 from engine.loading import check_memory
+from engine.memory import footprint, work_here
 from engine.pipeline import Engine
 from engine.placement import Placement
+from engine.plan import work_of
 from engine.presets import MINIATURE
 from engine.quantize import is_large, stored_bytes
 from engine.runtime import Runtime
+from engine.weights import CPU, shapes
 from tests.engine.conftest import alter
 from tests.engine.test_placement import asked
 
@@ -178,11 +181,28 @@ def test_limits_below_the_default_request_are_counted(folder, monkeypatch):
 
 
 def test_the_work_is_that_of_the_largest_default_request():
-    from engine.plan import work_of
-
     work = work_of(MINIATURE)
     assert {model for model, _ in work} == {"dit", "text", "vlm", "vae"}
     assert max(size for model, size in work if model == "vae") > 10_000_000
+
+
+def test_the_largest_video_is_counted_where_that_is_asked_for(loud_model, monkeypatch):
+    """128x128 and 33 frames do not fit where 96x64 and 17 do."""
+    runtime, place = Runtime("cpu"), Placement(CPU, torch.float32, Choice("native", ""))
+    most = replace(MINIATURE.defaults, width=128, height=128, num_frames=33)
+    names = ("dit", "text", "vae", "vlm")
+    found = footprint({n: shapes(loud_model / f"{n}.safetensors") for n in names}, runtime, 4)
+    usual, large = (
+        found.peak(work_here(work_of(preset), runtime, 4))
+        for preset in (MINIATURE, replace(MINIATURE, defaults=most))
+    )
+    assert usual < large
+    for free, largest in ((usual, False), (large, True)):
+        monkeypatch.setattr(loading, "free_bytes", lambda device, free=free: free)
+        check_memory(loud_model, MINIATURE, runtime, place, largest)
+        monkeypatch.setattr(loading, "free_bytes", lambda device, free=free: free - 1)
+        with pytest.raises(BackendError, match="miniature needs"):
+            check_memory(loud_model, MINIATURE, runtime, place, largest)
 
 
 def test_an_engine_that_serves_is_not_touched_by_a_load_that_fails(folder):
