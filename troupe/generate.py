@@ -198,9 +198,12 @@ def check_words(solver: str | None, tier: str | None) -> None:
 def read_runtime(text: str) -> Runtime:
     """Ends the command where the words are unknown."""
     try:
-        return Runtime.parse(text)
+        runtime = Runtime.parse(text)
+        if runtime.encoders != "local":
+            raise BackendError(f"encoders={runtime.encoders} is for workers: troupe up --encoders")
     except BackendError as error:
         fail(_about(error), "troupe generate --help")
+    return runtime
 
 
 def load_engine(

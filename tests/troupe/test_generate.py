@@ -141,6 +141,7 @@ def test_error_names_the_option(random_model: Path, options: list[str], told_of:
         ("compile=fast", "--runtime: unknown compile 'fast'; there are eager, inductor"),
         ("device=cuda:99", "--runtime: device=cuda:99 is not there; torch sees cpu"),
         ("bf16", "--runtime: 'bf16' must be KEY=VALUE"),
+        ("encoders=remote", "--runtime: encoders=remote is for workers"),
     ],
 )
 def test_a_runtime_that_cannot_be_had_is_told(
