@@ -67,7 +67,7 @@ class Geometry:
 
 
 TRUE = Geometry(FRAMES, SIDE, 64, 2)
-TOKENS_320 = Geometry(5, SIDE, 512, 4)
+TOKENS_320 = Geometry(5, SIDE, 512, 12)  # what is computed once per run counts once in 12 steps
 SMALL = Geometry(1, 8, 64, 1)
 BATCHED = (SMALL, Geometry(5, SIDE, 64, 1))
 BATCHES = (2, 4, 8, 16)
