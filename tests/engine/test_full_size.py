@@ -1,17 +1,27 @@
 """Published weights at full size, on meta tensors: every key and every shape is what we load."""
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel, WanVACETransformer3DModel
+from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 from torch import Tensor
+from transformers import (
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    UMT5Config,
+    UMT5EncoderModel,
+)
+from transformers.conversion_mapping import get_model_conversion_mapping
 
 from engine import upstream
 from engine.checkpoint import check_names
 from engine.convert import with_statistics
+from engine.dit import WanDiT
 from engine.errors import CheckpointError
 from engine.presets import (
     PHANTOM_1_3B,
@@ -94,6 +104,10 @@ def on_meta(table: tables.Table) -> Tensors:
     return {name: torch.empty(shape, device="meta") for name, shape in table.items()}
 
 
+def shapes(tensors: Mapping[str, Tensor]) -> tables.Table:
+    return {name: tuple(x.shape) for name, x in tensors.items()}
+
+
 def loads(tensors: Tensors, own: Mapping[str, Tensor], published: Published) -> None:
     """What `convert` and `Engine.load` ask of names and shapes. Raises CheckpointError."""
     check_names(own, published.renamed(tensors, own), "the file")
@@ -116,17 +130,26 @@ def test_every_key_and_shape_is_ours_and_no_other(published: Published) -> None:
     with torch.device("meta"):
         own = published.own()
     loads(on_meta(published.table), own, published)
-    name = next(iter(published.table))
-    for key, spoil in (("lacks", None), ("another shape", torch.empty(3, 1, device="meta"))):
-        tensors = on_meta(published.table)
-        del tensors[name]
-        if spoil is not None:
-            tensors[name] = spoil
-        with pytest.raises(CheckpointError, match=key):
-            loads(tensors, own, published)
-    extra = on_meta(published.table) | {"nobody.knows": torch.empty(1, device="meta")}
-    with pytest.raises(CheckpointError, match="nobody.knows"):
-        loads(extra, own, published)
+    faults_are_named(on_meta(published.table), own, published)
+
+
+def faults_are_named(
+    tensors: Tensors, own: Mapping[str, Tensor], published: Published
+) -> None:
+    """One tensor too few, one of another shape, one too many: the error names it as ours is."""
+    *_, name = tensors
+    renamed = published.renamed(tensors, own)
+    ours = re.escape(next(key for key, x in renamed.items() if x is tensors[name]))
+    few = {key: x for key, x in tensors.items() if key != name}
+    wrong = tensors | {name: torch.empty(3, 1, device="meta")}
+    more = tensors | {"nobody.knows": torch.empty(1, device="meta")}
+    for spoilt, told in (
+        (few, f"the file lacks {ours}$"),
+        (wrong, rf"the file has another shape: {ours} is \(3, 1\), not \([\d, ]+\)$"),
+        (more, "the file has the unknown nobody.knows$"),
+    ):
+        with pytest.raises(CheckpointError, match=told):
+            loads(spoilt, own, published)
 
 
 def diffusers_wan(config: DiTConfig) -> Tensors:
@@ -156,9 +179,11 @@ def test_diffusers_and_comfy_spell_the_same_weights(preset: Preset, prefix: str)
         own, theirs = published.own(), diffusers_wan(preset.dit)
     assert len(theirs) == published.num
     loads(theirs, own, published)
+    faults_are_named(theirs, own, published)
     # ComfyUI keeps the original names behind a prefix.
     named = {prefix + name: x for name, x in on_meta(published.table).items()}
     loads(named, own, published)
+    faults_are_named(named, own, published)
 
 
 def test_diffusers_vae_and_transformers_encoder_load_as_they_are() -> None:
@@ -178,3 +203,61 @@ def test_our_stream_is_all_that_the_published_files_lack() -> None:
         more = own - set(PUBLISHED[preset.name].table)
         assert more and all(name.startswith(upstream.STREAM_PARAMETERS) for name in more)
         assert own >= set(PUBLISHED[preset.name].table)
+
+
+@pytest.mark.parametrize("preset", [WAN_1_3B, WAN_14B, VACE_1_3B, VACE_14B], ids=lambda p: p.name)
+def test_we_undo_what_diffusers_converter_does(preset: Preset) -> None:
+    """Tensor for tensor: shapes alone would not see two of one shape exchanged."""
+    original = on_meta(PUBLISHED[preset.name].table)
+    with torch.device("meta"):
+        theirs = diffusers_wan(preset.dit)
+    renamed = convert_wan_transformer_to_diffusers(dict(original))
+    assert shapes(renamed) == shapes(theirs)
+    back = upstream.original_names(renamed, original)
+    assert back.keys() == original.keys()
+    assert all(back[name] is x for name, x in original.items())
+
+
+@pytest.mark.parametrize("layout", ["original", "diffusers"])
+@pytest.mark.parametrize("preset", [WAN_1_3B, WAN_14B], ids=lambda p: p.name)
+def test_published_weights_load_strictly_beside_our_stream(preset: Preset, layout: str) -> None:
+    with torch.device("meta"):
+        ours, theirs = WanDiT(preset.dit), diffusers_wan(preset.dit)
+    held = theirs if layout == "diffusers" else on_meta(PUBLISHED[preset.name].table)
+    upstream.load_base(ours, held)
+    *_, last = held
+    with pytest.raises(CheckpointError, match="lacks"):
+        upstream.load_base(ours, {name: x for name, x in held.items() if name != last})
+
+
+def test_transformers_encoder_has_the_same_shapes() -> None:
+    config = UMT5Config(
+        vocab_size=256384, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64
+    )
+    with torch.device("meta"):
+        theirs = dict(UMT5EncoderModel(config).named_parameters())
+    assert shapes(theirs) == shapes(upstream.text_names(on_meta(PUBLISHED["umt5-xxl"].table)))
+
+
+def test_transformers_reads_qwens_published_names_as_we_do() -> None:
+    """Its class, built from the published config.json, and its own rules for older names."""
+    text = {
+        "vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944,
+        "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4,
+    }  # fmt: skip
+    vision = {
+        "depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16,
+        "in_channels": 3, "out_hidden_size": 3584, "patch_size": 14, "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+    }  # fmt: skip
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False)
+    with torch.device("meta"):
+        model = Qwen2_5_VLForConditionalGeneration(config)
+    held = on_meta(PUBLISHED["qwen2.5-vl-7b"].table)
+    renamed = held
+    for rule in get_model_conversion_mapping(model, add_legacy=False):
+        renamed = {rule.rename_source_key(name)[0]: x for name, x in renamed.items()}
+    assert shapes(renamed) == shapes(dict(model.named_parameters()))
+    ours = upstream.vlm_names(held)
+    assert ours.keys() == renamed.keys() - {"lm_head.weight"}
+    assert all(renamed[name] is x for name, x in ours.items())
