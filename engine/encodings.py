@@ -29,7 +29,7 @@ from engine.vae import VAE, to_pixels
 from engine.vlm import VLM
 
 # Part of every key: raise it whenever the same request would be encoded differently.
-PREPROCESSING = 1
+PREPROCESSING = 2
 
 
 class Fit(NamedTuple):

@@ -57,6 +57,8 @@ class TextEncoder:
     def __init__(self, model: UMT5EncoderModel, tokenizer: Tokenizer, config: TextConfig) -> None:
         upstream: Any = model  # a class without types
         self.model = upstream.eval().requires_grad_(False)
+        # As Wan's does, it cuts before the end token is put on: a long text keeps one.
+        tokenizer.enable_truncation(config.text_len)
         self.tokenizer = tokenizer
         self.config = config
 
@@ -108,10 +110,8 @@ class TextEncoder:
         return nn.functional.pad(features_BLD, (0, 0, 0, room)), tags
 
     def tokenize(self, texts: Sequence[str]) -> list[Encoding]:
-        """Tokens of each text, cut to text_len; what is cut loses its end token too, as in T5."""
+        """Tokens of each text with its end token, at most text_len of them: the rest is cut off."""
         encodings: list[Encoding] = self.tokenizer.encode_batch(list(texts))
-        for encoding in encodings:
-            encoding.truncate(self.config.text_len)
         return encodings
 
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from engine.presets import WAN_1_3B, TextConfig
 from engine.text import TextEncoder, build_text_model
@@ -89,16 +90,26 @@ def original(weights: dict[str, Tensor], ids_L: Tensor) -> Tensor:
     return norm(x, weights["norm.weight"])
 
 
-@pytest.mark.parametrize("length", [1, 7, 20, 77, 300, 511])
+def originals_ids(text: str) -> Tensor:
+    """As `wan/modules/tokenizers.py` calls its tokenizer; a long text is cut, and has its end."""
+    words = byte_tokenizer(SPECIALS, end="</s>")
+    fast = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="</s>")
+    held = fast([text], return_tensors="pt", padding="max_length", truncation=True, max_length=512,
+                add_special_tokens=True)  # fmt: skip
+    ids_L: Tensor = held.input_ids[0][: int(held.attention_mask.sum())]
+    assert len(ids_L) == min(len(text) + 1, 512) and ids_L[-1] == 1
+    return ids_L
+
+
+@pytest.mark.parametrize("length", [0, 1, 7, 20, 77, 300, 510, 511, 512, 600])
 def test_features_are_the_originals_and_pads_are_zeros(
     encoder: TextEncoder, weights: dict[str, Tensor], length: int
 ) -> None:
     text = "".join(chr(97 + (7 * n + n * n) % 26) for n in range(length))
-    (encoding,) = encoder.tokenize([text])
-    assert len(encoding.ids) == length + 1  # the end token
+    ids_L = originals_ids(text)
     got = encoder.encode([text])[0]
-    assert got.shape == (512, 32) and not got[length + 1 :].any()
-    assert error(got[: length + 1], original(weights, torch.tensor(encoding.ids))) <= BOUND
+    assert got.shape == (512, 32) and not got[len(ids_L) :].any()
+    assert error(got[: len(ids_L)], original(weights, ids_L)) <= BOUND
 
 
 def test_company_changes_nothing(encoder: TextEncoder, weights: dict[str, Tensor]) -> None:
