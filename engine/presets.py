@@ -5,7 +5,8 @@ ID-Crafter beside them; `MINIATURE` is the same stack at a size that a laptop tr
 model folder names its preset and may override single numbers (see `engine.checkpoint`).
 
 Sources: Wan2.1 `wan/configs/wan_t2v_1_3B.py`, `wan_t2v_14B.py`, `shared_config.py`; ID-Crafter
-section A.1 (identity stream in the first 20 layers, Qwen2.5-VL-7B).
+section A.1 (identity stream in the first 20 layers, Qwen2.5-VL-7B); the config.json of
+Qwen/Qwen2.5-VL-7B-Instruct.
 """
 
 from dataclasses import dataclass, replace
@@ -101,6 +102,7 @@ class VLMConfig:
     mrope_section: tuple[int, int, int]
     vlm_len: int
     merge_size: int = 2
+    norm_eps: float = 1e-5  # of the language half
 
 
 @dataclass(frozen=True)
@@ -278,6 +280,7 @@ _QWEN_2_5_VL_7B = VLMConfig(
     full_attention_blocks=(7, 15, 23, 31),
     mrope_section=(16, 24, 24),
     vlm_len=4096,
+    norm_eps=1e-6,
 )
 
 _WAN_DEFAULTS = Defaults(

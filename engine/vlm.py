@@ -77,6 +77,7 @@ def build_vlm(config: VLMConfig, token_ids: dict[str, int]) -> Qwen2_5_VLForCond
             num_hidden_layers=config.num_layers,
             num_attention_heads=config.num_heads,
             num_key_value_heads=config.num_kv_heads,
+            rms_norm_eps=config.norm_eps,
             rope_parameters={
                 "rope_type": "default",
                 "rope_theta": 1e6,

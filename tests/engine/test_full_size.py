@@ -26,6 +26,7 @@ from engine.errors import CheckpointError
 from engine.presets import (
     PHANTOM_1_3B,
     PHANTOM_14B,
+    PRESETS,
     VACE_1_3B,
     VACE_14B,
     WAN_1_3B,
@@ -70,9 +71,12 @@ def _vae(tensors: Tensors, own: Mapping[str, Tensor]) -> Tensors:
     return {name: x for name, x in named.items() if not name.startswith("latents_")}
 
 
+def _build_qwen() -> Qwen2_5_VLForConditionalGeneration:
+    return build_vlm(WAN_1_3B.vlm, {name: number for number, name in enumerate(SPECIALS)})
+
+
 def _qwen() -> Mapping[str, Tensor]:
-    ids = {name: number for number, name in enumerate(SPECIALS)}
-    return dict(build_vlm(WAN_1_3B.vlm, ids).named_parameters())
+    return dict(_build_qwen().named_parameters())
 
 
 PUBLISHED = {
@@ -261,3 +265,20 @@ def test_transformers_reads_qwens_published_names_as_we_do() -> None:
     ours = upstream.vlm_names(held)
     assert ours.keys() == renamed.keys() - {"lm_head.weight"}
     assert all(renamed[name] is x for name, x in ours.items())
+
+
+def test_numbers_that_no_shape_shows_are_the_published_ones() -> None:
+    heads = {name: PRESETS[name].dit.num_heads for name in PUBLISHED if name in PRESETS}
+    assert heads == {name: 40 if name.endswith("14b") else 12 for name in heads}
+    with torch.device("meta"):
+        qwen = _build_qwen().config
+        umt5 = build_text_model(WAN_1_3B.text).config
+    text, vision = qwen.text_config, qwen.vision_config
+    assert (text.num_attention_heads, text.num_key_value_heads) == (28, 4)
+    assert text.rms_norm_eps == 1e-6 and text.hidden_act == "silu" and not text.use_sliding_window
+    assert text.rope_parameters["rope_theta"] == 1e6
+    assert text.rope_parameters["mrope_section"] == [16, 24, 24]
+    assert (vision.num_heads, vision.window_size, vision.hidden_act) == (16, 112, "silu")
+    assert vision.fullatt_block_indexes == [7, 15, 23, 31] and vision.spatial_merge_size == 2
+    assert umt5.layer_norm_epsilon == 1e-6 and umt5.feed_forward_proj == "gated-gelu"
+    assert umt5.relative_attention_max_distance == 128
