@@ -23,10 +23,10 @@ def model(preset: Preset) -> WanDiT:
     return dit.eval()
 
 
-def answer(dit: torch.nn.Module) -> Tensor:
+def answer(dit: torch.nn.Module, grad: bool = False) -> Tensor:
     torch.manual_seed(1)
     subjects = SubjectInputs(torch.randn(1, 2, 16, 4, 4), torch.randn(1, 2, 128))
-    with torch.no_grad():
+    with torch.set_grad_enabled(grad):
         out: Tensor = dit(
             torch.randn(1, 16, 2, 4, 4), torch.tensor([0.5]), torch.randn(1, 64, 128), subjects
         )
@@ -42,7 +42,9 @@ def stir(dit: WanDiT) -> None:
 def test_fresh_adapters_change_nothing_and_only_they_train(small_preset: Preset) -> None:
     plain, adapted = model(small_preset), model(small_preset)
     lora.add(adapted, rank=4)
-    assert torch.equal(answer(plain), answer(adapted))
+    assert torch.equal(answer(plain, grad=True), answer(adapted, grad=True))
+    # Without gradients a product that has no adapter takes its GELU inside: other roundings.
+    torch.testing.assert_close(answer(plain), answer(adapted), rtol=1e-5, atol=1e-6)
     trained = {n for n, p in adapted.named_parameters() if p.requires_grad}
     assert trained == set(lora.adapters(adapted)) and trained
     for part in ("self_attn.q", "cross_attn.o", "ffn.0", "subject_blocks.0.intra.v"):
