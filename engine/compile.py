@@ -353,7 +353,7 @@ def import_tensorrt() -> Any:
     except (ImportError, OSError, RuntimeError) as error:
         raise BackendError(
             f"compile mode 'tensorrt' needs torch-tensorrt ({_first_line(error)}): "
-            "pip install troupe[gpu] (`troupe doctor` has the whole command)"
+            "pip install -e '.[gpu]', where there is a CUDA driver (see `troupe doctor`)"
         ) from error
 
 

@@ -9,6 +9,7 @@ models that do not fit: FSDP2 applied to a finished module from outside.
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -88,7 +89,7 @@ def launch(main: Callable[[], None], num_processes: int, backend: str = "gloo") 
         meeting = f"file://{folder}/meeting"
         context = mp.get_context("spawn")
         others = [
-            context.Process(target=_member, args=(main, r, num_processes, meeting, backend))
+            context.Process(target=_other, args=(main, r, num_processes, meeting, backend))
             for r in range(1, num_processes)
         ]
         for process in others:
@@ -99,6 +100,14 @@ def launch(main: Callable[[], None], num_processes: int, backend: str = "gloo") 
     failed = [p.exitcode for p in others if p.exitcode]
     if failed:
         raise RuntimeError(f"training processes ended with exit codes {failed}")
+
+
+def _other(main: Callable[[], None], rank: int, size: int, meeting: str, backend: str) -> None:
+    _member(main, rank, size, meeting, backend)
+    # Threads of gloo's can abort a process at its very end (seen: SIGABRT after all was done).
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _member(

@@ -85,6 +85,8 @@ def generate(
 ) -> None:
     """Make a video of named subjects, and a contact sheet beside it."""
     SPEAKS.set(_is_first)
+    if out_path.suffix.lower() != ".mp4":
+        fail(f"--out {out_path}: must end in .mp4, which is what it will be")
     computes = read_runtime(runtime)
     team = join_team(parallel, computes.device)
     try:
@@ -118,7 +120,7 @@ def generate(
         edit = None if old is None else read_edit(old, strength, mask, spec)
     except SpecError as error:
         fail(f"{option_of(error.field)} {error.message}", "troupe generate --help")
-    render(engine, spec, references, out_path, edit)
+    render(engine, spec, references, out_path, edit, computes)
     if team is not None:
         team.leave()
 
@@ -129,13 +131,15 @@ def render(
     references: list[Reference],
     path: Path,
     edit: "Edit | None" = None,
+    computes: Runtime = STANDARD,
 ) -> None:
     """Generate with a progress bar; write the video and, beside it, the contact sheet."""
     started = time.monotonic()
     first = engine.team is None or engine.team.is_first
     try:
         with progress_bar(shown=first) as bar:
-            video = engine.generate(spec, references, on_progress=_follow(bar), edit=edit)
+            tell = _follow(bar, compiles=computes.compile != "eager")
+            video = engine.generate(spec, references, on_progress=tell, edit=edit)
         if not first:
             return
         write(video, references, path, edit)
@@ -147,7 +151,8 @@ def render(
     enlarged = f", enlarged {scale} times to be seen" if (scale := video.view_scale()) > 1 else ""
     made = f"{path} ({spec.width}x{spec.height}{enlarged}) and {path.with_suffix('.png')}"
     skipped = "" if spec.tier == "exact" else f"; {video.made}"
-    out.print(f"{made}: {took:.1f} s, not counting the start{skipped}", markup=False)
+    how = "" if computes == STANDARD else f"; with {computes}"
+    out.print(f"{made}: {took:.1f} s, not counting the start{how}{skipped}", markup=False)
 
 
 def write(
@@ -343,13 +348,16 @@ def option_of(field: str) -> str:
     return OPTIONS.get(field, f"--{field.split('.')[0].replace('_', '-')}")
 
 
-def _follow(bar: Any) -> Callable[["Progress"], None]:
+def _follow(bar: Any, compiles: bool = False) -> Callable[["Progress"], None]:
+    """compiles: the first step may take a minute longer, and says why."""
     task = bar.add_task("encode", total=1.0)
 
     def on_progress(progress: "Progress") -> None:
         low, high = SHARES[progress.stage]
         done = progress.step / max(progress.num_steps, 1)
         words = f"{progress.stage} {progress.step}/{progress.num_steps}"
+        if compiles and progress.stage == "denoise" and progress.step == 0:
+            words += ", compiling first"
         bar.update(task, completed=low + (high - low) * done, description=words)
 
     return on_progress

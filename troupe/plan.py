@@ -58,6 +58,7 @@ def plan(
         names = tuple(f"s{number}" for number in range(subjects))
         prompt = " and ".join(f"@{name}" for name in names) or "a place"
         spec = Spec.of(PRESETS[preset], prompt, names, **asked)
+        _check_card(gpu)
         with busy("counting on tensors without contents"):
             found = _count(PRESETS[preset], spec, gpu, own)
             shared = None if cards == 1 else _share(found, PRESETS[preset], spec, cards)
@@ -85,12 +86,18 @@ def _guidance(preset: Preset, mode: str, interval: tuple[float, float]) -> Guida
     return Guidance("single", scale, interval=interval)
 
 
+def _check_card(gpu: str) -> None:
+    """Ends the command where there is no such card."""
+    from engine.plan import CARDS
+
+    if gpu not in CARDS:
+        fail(f"--gpu {gpu}: must be one of {', '.join(CARDS)}")
+
+
 def _count(preset: Preset, spec: Spec, gpu: str, runtime: Runtime) -> "Plan":
     from engine.plan import CARDS
     from engine.plan import plan as count
 
-    if gpu not in CARDS:
-        fail(f"--gpu {gpu}: must be one of {', '.join(CARDS)}")
     return count(preset, spec, CARDS[gpu], runtime)
 
 
@@ -151,7 +158,10 @@ def _show(found: "Plan", spec: Spec) -> None:
     out.print("Peaks are those of the work, beside the weights.")
     floor, usual = f"[bold]{found.floor_s:,.1f} s[/]", f"[bold]{found.expected_s:,.1f} s[/]"
     total = f"In all {found.flops / 1e12:,.2f} TFLOP"
-    out.print(f"{total}: no program needs less than {floor}, good ones take about {usual}.")
+    out.print(
+        f"{total}: at least {floor} (eight tenths of the card's rate, what large products reach);"
+        f" good programs take about {usual}."
+    )
     forwards = (f"{mode} {sum(runs)}" for mode, runs in found.options.items())
     out.print(f"Forwards by kind of guidance: {', '.join(forwards)}.")
     ways = (f"{w.name} {w.peak_bytes / 1e9:.3g} GB ({w.work:.2g}x)" for w in found.decodings)

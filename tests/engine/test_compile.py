@@ -261,7 +261,7 @@ def test_packages_refuse_autocast(tmp_path):
 def test_tensorrt_absent_says_what_to_install():
     if importlib.util.find_spec("torch_tensorrt") is not None:
         pytest.skip("torch-tensorrt is installed")
-    with pytest.raises(BackendError, match=r"pip install troupe\[gpu\]"):
+    with pytest.raises(BackendError, match=r"pip install -e .\.\[gpu\]"):
         velocity_of(random_dit(SMALL), "tensorrt")
 
 
