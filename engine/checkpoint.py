@@ -5,9 +5,8 @@
                           "lineage": {...}, "evaluation": {...}}
       dit.safetensors …  every other file, each listed with its sha256
 
-A folder is whole or it is refused: one missing, altered or unlisted file and nothing is loaded. A
-config overrides numbers of a preset; no file ever names a class. The digest of the manifest, which
-holds the digests of all files, names the model.
+A folder is whole or refused: one missing, altered or unlisted file and nothing is loaded. A config
+overrides numbers of a preset; no file names a class. The manifest's digest names the model.
 """
 
 from __future__ import annotations
@@ -103,19 +102,22 @@ class Manifest:
         return preset
 
 
-def verify(folder: Path) -> Manifest:
-    """Checks every file of a model folder against its manifest.
-
-    Raises:
-        CheckpointError: naming the first file that is missing, altered, unlisted or no plain file.
-    """
-    folder = Path(folder)
-    path = folder / MANIFEST
+def read_manifest(folder: Path) -> Manifest:
+    """What a model folder says of itself; no other file is looked at. Raises CheckpointError."""
+    path = Path(folder) / MANIFEST
     if not path.is_file():
         raise CheckpointError(f"{folder} holds no {MANIFEST}")
     if path.stat().st_size > MAX_MANIFEST_BYTES:
         raise CheckpointError(f"{path} is too large to be a manifest")
-    manifest = Manifest.from_bytes(path.read_bytes())
+    return Manifest.from_bytes(path.read_bytes())
+
+
+def verify(folder: Path) -> Manifest:
+    """Checks every file of a model folder against its manifest.
+
+    Raises CheckpointError, naming the first file that is missing, altered, unlisted or not plain.
+    """
+    manifest, folder = read_manifest(folder), Path(folder)
     for name in sorted(manifest.files):
         _check_file(folder, name, manifest.files[name])
     unlisted = {entry.name for entry in folder.iterdir()} - set(manifest.files) - {MANIFEST}
@@ -218,8 +220,7 @@ def tensor_bytes(tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.bfloa
 def open_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a safetensors file as they are on disk.
 
-    Raises:
-        CheckpointError: the file is missing or not of this format.
+    Raises CheckpointError: the file is missing or not of this format.
     """
     try:
         return load_file(path)

@@ -98,10 +98,10 @@ def generate(
                 raise SpecError(name, "needs --video, which it is about")
         if old is not None and fps is None:
             fps = old.fps
-        with busy("loading the model"):
-            engine = load_engine(model, computes, team)
+        with busy("starting"):
+            preset = read_preset(model)
         if old is not None and frames is None and seconds is None:
-            frames = video_length(old, engine.preset)
+            frames = video_length(old, preset)
         given = {
             "fps": fps,
             "steps": steps,
@@ -109,17 +109,19 @@ def generate(
             "solver": solver,
             "tier": tier,
             "negative_prompt": negative,
-            "guidance": None if guidance is None else pull(engine.preset, guidance),
-            "num_frames": num_frames(engine.preset, frames, seconds, fps),
+            "guidance": None if guidance is None else pull(preset, guidance),
+            "num_frames": num_frames(preset, frames, seconds, fps),
             **parse_size(size),
         }
         names = tuple(reference.name for reference in references)
         asked = {name: value for name, value in given.items() if value is not None}
-        spec = Spec.of(engine.preset, prompt, names, **asked)
-        spec.validate(engine.preset.limits)
+        spec = Spec.of(preset, prompt, names, **asked)
+        spec.validate(preset.limits)
         edit = None if old is None else read_edit(old, strength, mask, spec)
     except SpecError as error:
         fail(f"{option_of(error.field)} {error.message}", "troupe generate --help")
+    with busy("loading the model"):
+        engine = load_engine(model, computes, team)
     render(engine, spec, references, out_path, edit, computes)
     if team is not None:
         team.leave()
@@ -209,6 +211,17 @@ def read_runtime(text: str) -> Runtime:
     except BackendError as error:
         fail(_about(error), "troupe generate --help")
     return runtime
+
+
+def read_preset(folder: Path) -> Preset:
+    """The sizes and limits of a model folder, before its weights are; ends the command where it is
+    none."""
+    from engine.checkpoint import read_manifest
+
+    try:
+        return read_manifest(folder).resolve()
+    except (CheckpointError, OSError) as error:
+        fail(f"--model {folder}: {error}", "troupe doctor")
 
 
 def load_engine(

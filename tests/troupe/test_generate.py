@@ -1,5 +1,6 @@
 """`troupe generate`: what is typed becomes a Spec, errors name the option, files appear."""
 
+import shutil
 from pathlib import Path
 
 import av
@@ -248,3 +249,23 @@ def test_guidance_keeps_the_presets_kind() -> None:
     assert pull(MINIATURE, 4.0) == Guidance(scale=4.0)
     phantom = pull(PHANTOM_1_3B, 6.0)
     assert (phantom.mode, phantom.text_scale, phantom.image_scale) == ("dual", 6.0, 5.0)
+
+
+def test_a_wrong_request_is_told_before_the_weights_are_read(
+    random_model: Path, tmp_path: Path
+) -> None:
+    """A large model takes minutes to load."""
+    folder = Path(shutil.copytree(random_model, tmp_path / "model"))
+    (folder / "dit.safetensors").write_bytes(b"half a file")
+    options = [f"--model={folder}", "--prompt=x"]
+    told = CliRunner().invoke(app, ["generate", *options, "--size=100x50"])
+    assert told.exit_code == 1 and "--size must be multiples of 8" in told.output
+    told = CliRunner().invoke(app, ["generate", *options])
+    assert told.exit_code == 1 and "dit.safetensors" in told.output
+
+
+def test_a_file_that_would_be_no_mp4_is_refused(random_model: Path, tmp_path: Path) -> None:
+    options = ["--prompt=x", f"--model={random_model}", f"--out={tmp_path / 'film.avi'}"]
+    told = CliRunner().invoke(app, ["generate", *options])
+    assert told.exit_code == 1 and "must end in .mp4" in told.output
+    assert not list(tmp_path.iterdir())
