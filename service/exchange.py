@@ -56,7 +56,9 @@ class Exchange:
         """Say what came of it, and let go."""
         with answering():
             pipe = self._redis.pipeline()
-            pipe.set(self._result(job_id), json.dumps(asdict(offer)), ex=KEPT_S)
+            # Who waits hears of an error at once; a job that waits in the queue must not, later.
+            kept_ms = self._ring_ms if offer.error else KEPT_S * 1000
+            pipe.set(self._result(job_id), json.dumps(asdict(offer)), px=kept_ms)
             pipe.delete(self._hand(job_id))
             pipe.execute()
 

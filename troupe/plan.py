@@ -35,7 +35,7 @@ def plan(
         tuple[float, float], typer.Option(help="Times (1 is noise) between which it guides.")
     ] = (0.0, 1.0),
     gpu: Annotated[str, typer.Option(help="h200, h100, a100, …; a wrong one lists them.")] = "h200",
-    cards: Annotated[int, typer.Option(help="How many of them share each video.")] = 1,
+    cards: Annotated[int, typer.Option(min=1, help="How many of them share each video.")] = 1,
     runtime: Annotated[
         str, typer.Option(help="One to tell memory for too, such as offload=encoders,tile=4096.")
     ] = "",

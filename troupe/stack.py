@@ -120,7 +120,8 @@ def _reasons(answer: httpx.Response) -> str:
             return "the worker is loading the model"
     checks = body.get("checks", {})
     if not checks.get("workers", {}).get("ok", True):
-        return "the worker is starting"
+        alive = bool(body.get("workers"))
+        return str(checks["workers"]["message"]) if alive else "the worker is starting"
     return " ".join(check["message"] for check in checks.values() if not check["ok"])
 
 
@@ -249,8 +250,8 @@ def _commands(plan: Plan, env: dict[str, str], port: int) -> list[Command]:
     """The Python processes, in starting order. See `workers.app` for the same by hand."""
     gateway = "uvicorn service.app:create_app --factory --log-level warning"
     workers = {"worker": env}
+    serves, encodes = _runtimes(env.get("TROUPE_RUNTIME", ""), apart=plan.encoders > 0)
     if plan.encoders:
-        serves, encodes = _runtimes(env.get("TROUPE_RUNTIME", ""))
         workers = {"worker": env | {"TROUPE_RUNTIME": serves}}
         for number in range(1, plan.encoders + 1):
             workers[f"encoder-{number}"] = env | {"TROUPE_RUNTIME": encodes}
@@ -267,16 +268,17 @@ def _celery(name: str) -> list[str]:
     return [*worker.split(), "-n", f"{name}@%h"]
 
 
-def _runtimes(text: str) -> tuple[str, str]:
-    """TROUPE_RUNTIME of a worker without encoders, and of one with nothing else. The second
-    computes where the first does, in the same precision. Raises StackError."""
+def _runtimes(text: str, apart: bool) -> tuple[str, str]:
+    """TROUPE_RUNTIME of the worker that makes videos, and of those that encode for it, which leave
+    the card to it: they compute on the CPU. Raises StackError."""
     try:
         given = Runtime.parse(text)
-        serves = replace(given, encoders="remote")
-        encodes = Runtime(device=given.device, dtype=given.dtype, encoders="only")
+        if not apart and given.encoders != "local":
+            raise BackendError(f"encoders={given.encoders} needs `troupe up --encoders 1`")
+        encodes = Runtime(device="cpu", dtype=given.dtype, encoders="only")
+        return str(replace(given, encoders="remote") if apart else given), str(encodes)
     except BackendError as error:
         raise StackError(f"TROUPE_RUNTIME={text}: {error}.") from error
-    return str(serves), str(encodes)
 
 
 def _python(

@@ -26,8 +26,8 @@ def up(
         int,
         typer.Option(
             min=0,
-            help="Workers that only encode; the one that makes videos then holds no text encoder"
-            " and no VLM.",
+            help="Workers that only encode, on the CPU; the one that makes videos then holds no"
+            " text encoder and no VLM.",
         ),
     ] = 0,
 ) -> None:

@@ -6,6 +6,7 @@ says why, and the folder is tried again every few seconds, so that mending it is
 """
 
 import logging
+import multiprocessing
 import os
 import signal
 import socket
@@ -18,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from celery.signals import worker_process_init, worker_process_shutdown
+from celery.signals import worker_process_init, worker_process_shutdown, worker_shutting_down
 
 from engine.errors import TroupeError
 from engine.runtime import STANDARD, Runtime
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from engine.pipeline import Engine
 
 log = logging.getLogger(__name__)
+# Set in the parent, heard in the child: Celery tells a child nothing while it has a job in hand.
+SHUTTING_DOWN = multiprocessing.Event()
 ROLES = {"local": "generate", "remote": "denoise", "only": "encode"}  # by Runtime.encoders
 
 
@@ -131,6 +134,11 @@ class Station:
         """See `service.roster.WorkerState`."""
         return ROLES[self.runtime.encoders]
 
+    def other_encoders(self, digest: str) -> str:
+        """Digests of the workers that encode, where there are some and none has these weights."""
+        found = {w.digest for w in self._roster.present() if not w.makes_videos and w.healthy}
+        return "" if digest in found else ", ".join(sorted(found))
+
     def ring_encoder(self, job_id: str) -> None:
         """Ask a worker that encodes to see to a job."""
         self._doorbell.ring_encoder(job_id)
@@ -185,6 +193,12 @@ class Station:
 def station() -> Station:
     """This process's station. First called in the child, so no connection crosses the fork."""
     return Station(Settings())
+
+
+@worker_shutting_down.connect  # type: ignore[untyped-decorator]
+def tell_child(**_: object) -> None:
+    """Celery's parent was asked to end: who only waits in the child need not be waited for."""
+    SHUTTING_DOWN.set()
 
 
 @worker_process_init.connect  # type: ignore[untyped-decorator]

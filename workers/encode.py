@@ -51,20 +51,41 @@ def answer(job_id: str, place: Station) -> str:
     if place.encoder is None:
         return "not taken: this worker has no encoders"
     try:
-        job = place.ledger.read(job_id)
-    except NotFound:
+        return _answer(job_id, place, place.encoder)
+    except LedgerDown as error:
+        return f"not taken: {error}"
+
+
+def _answer(job_id: str, place: Station, encoder: "Encoder") -> str:
+    job = _wanted(job_id, place)
+    if job is None:
+        forget(job_id, place)  # perhaps an encoder that died left something
         return "gone"
-    if job.ended or not place.exchange.begin(job_id):
+    if not place.exchange.begin(job_id):
         return "nothing to do"
     place.take(job_id)
     try:
         with _held(job_id, place):
-            offer = _encode(job, place, place.encoder)
+            offer = _encode(job, place, encoder)
         place.exchange.offer(job_id, offer)
+        if _wanted(job_id, place) is None:
+            forget(job_id, place)
+    except (LedgerDown, BlobError) as error:
+        # Unless it is known that somebody wants them, no encodings stay: nobody would look again.
+        forget(job_id, place)
+        return f"not handed over: {error}"
     finally:
         place.take("")
-    _sweep(job_id, place)
     return offer.error or "encoded"
+
+
+def _wanted(job_id: str, place: Station) -> Job | None:
+    """The job, if it has not ended."""
+    try:
+        job = place.ledger.read(job_id)
+    except NotFound:
+        return None
+    return None if job.ended else job
 
 
 @contextmanager
@@ -98,7 +119,9 @@ def _encode(job: Job, place: Station, encoder: "Encoder") -> Offer:
         blob = place.blobs.put(_prefix(job.id), data, ".safetensors")
     except SpecError as error:
         return Offer(error=error.message, field=error.field)
-    except (TroupeError, BlobError) as error:
+    except BlobError:
+        raise  # another worker may have a store
+    except TroupeError as error:
         return Offer(error=str(error))
     except Exception as error:  # a bug, or too little memory: said to who waits, not hidden
         log.exception("%s could not be encoded", job.id)
@@ -106,23 +129,16 @@ def _encode(job: Job, place: Station, encoder: "Encoder") -> Offer:
     return Offer(key=blob.key, digest=encoder.digest)
 
 
-def _sweep(job_id: str, place: Station) -> None:
-    """Nothing is left of a job that ended meanwhile: nobody else would look here again."""
-    try:
-        ended = place.ledger.read(job_id).ended
-    except NotFound:
-        ended = True
-    if ended:
-        forget(job_id, place)
-
-
 def forget(job_id: str, place: Station) -> None:
-    """Remove a job's encodings. What cannot be removed now goes with the job."""
-    try:
-        place.exchange.forget(job_id)
-        place.blobs.delete(_prefix(job_id))
-    except (LedgerDown, BlobError) as error:
-        log.warning("%s: encodings left behind: %s", job_id, error)
+    """Remove a job's encodings, and word of them. What cannot be removed now goes with the job."""
+    for remove in (
+        lambda: place.blobs.delete(_prefix(job_id)),
+        lambda: place.exchange.forget(job_id),
+    ):
+        try:
+            remove()
+        except (LedgerDown, BlobError) as error:
+            log.warning("%s: encodings left behind: %s", job_id, error)
 
 
 def _prefix(job_id: str) -> str:
@@ -166,8 +182,12 @@ def _look(job_id: str, place: Station, digest: str) -> "Encoded | str":
         found = _taken(job_id, place, offer, digest)
         if not isinstance(found, str):
             return found
+        log.warning("%s: %s", job_id, found)
         place.exchange.forget(job_id)
         why = found
+    others = place.other_encoders(digest)
+    if others:
+        return f"workers that encode have other weights ({others}, not {digest})"
     if place.exchange.may_ring(job_id):
         place.ring_encoder(job_id)
     return why

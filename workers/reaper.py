@@ -68,9 +68,8 @@ class Reaper:
     def _ring_ahead(self, present: Sequence[WorkerState]) -> None:
         """As many jobs are encoded ahead as workers will need it: no card waits, and the queue's
         encodings do not pile up."""
-        if not any(worker.state == "idle" for worker in present if not worker.makes_videos):
-            return
-        in_need = sum(worker.role == "denoise" for worker in present)
+        idle = {w.digest for w in present if not w.makes_videos and w.state == "idle"}
+        in_need = sum(w.role == "denoise" and w.digest in idle for w in present)
         for job_id in self._ledger.head(in_need):
             if self._exchange.may_ring(job_id):
                 self._ring_encoder(job_id)

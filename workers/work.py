@@ -16,7 +16,7 @@ from service import blobs as store
 from service.errors import BlobError, LedgerDown
 from service.ledger import Claim
 from workers import media
-from workers.boot import Station
+from workers.boot import SHUTTING_DOWN, Station
 
 if TYPE_CHECKING:
     from engine.pipeline import Progress
@@ -76,7 +76,10 @@ class Work:
             self._beat(STORE_AT, stage=stage)
 
     def hear(self) -> None:
-        """Between steps, while something is waited for. Raises Cancelled, as `on_progress` does."""
+        """Between steps, while something is waited for. Raises Cancelled, as `on_progress` does,
+        and also where the worker is about to end: nothing is lost yet."""
+        if SHUTTING_DOWN.is_set():
+            self._stop("leave")
         self._heed()
         self._beat(0.0)
 

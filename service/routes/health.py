@@ -49,9 +49,12 @@ def _workers(house: House) -> None:
     if not fit:
         raise ServiceError(f"No worker can take a job. {_reasons(makers)}")
     encoders = [worker for worker in present if not worker.makes_videos]
-    in_need = all(worker.role == "denoise" for worker in fit)
-    if in_need and not any(worker.healthy for worker in encoders):
-        raise ServiceError(f"No worker encodes, and those alive need one. {_reasons(encoders)}")
+    served = {worker.digest for worker in encoders if worker.healthy}
+    if all(worker.role == "denoise" and worker.digest not in served for worker in fit):
+        why = _reasons([worker for worker in encoders if not worker.healthy])
+        if served:
+            why = "The workers that encode have other weights."
+        raise ServiceError(f"No worker encodes, and those alive need one. {why}")
 
 
 def _reasons(workers: Sequence[WorkerState]) -> str:

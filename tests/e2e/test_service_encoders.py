@@ -80,12 +80,29 @@ def test_a_job_waits_for_an_encoder_and_outlives_its_death(
 
     job = post(service)["id"]
     wait_for(lambda: get(service, job)["stage"] == "encode")
-    service.start("encoder")
-    wait_for(lambda: "encode" in roles(service))
-    process = psutil.Process(service.pid("encoder"))
+    service.start("slow_encoder")
+    wait_for(lambda: roles(service).get("encode") == "busy")
+    process = psutil.Process(service.pid("slow_encoder"))
     for child in process.children(recursive=True):
         child.kill()
-    service.stop("encoder", signal.SIGKILL)
+    service.stop("slow_encoder", signal.SIGKILL)
     service.start("encoder")
+    last = watch(service, job, ended)[-1]
+    assert last["status"] == "completed" and last["attempts"] == 1, last
+
+
+@pytest.mark.slow
+def test_a_worker_that_only_waits_ends_at_once_and_the_job_costs_no_attempt(
+    services: tuple[Service, Service]
+) -> None:
+    service = services[1]
+    service.start("gateway", "worker", "reaper")
+    service.wait_listening()
+    job = post(service)["id"]
+    wait_for(lambda: get(service, job)["stage"] == "encode")
+    assert service.stop("worker", signal.SIGTERM, limit_s=60) == 0
+    seen = get(service, job)
+    assert (seen["status"], seen["attempts"]) == ("queued", 0), seen
+    service.start("worker", "encoder")
     last = watch(service, job, ended)[-1]
     assert last["status"] == "completed" and last["attempts"] == 1, last

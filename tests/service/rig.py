@@ -191,7 +191,7 @@ class Service:
             self._processes[name] = subprocess.Popen(
                 [sys.executable, "-m", *arguments],
                 cwd=ROOT,
-                env=self._env | (ENCODES if name == "encoder" else {}),
+                env=self._env | (ENCODES if "encoder" in name else {}),
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
@@ -207,6 +207,10 @@ class Service:
 
     def _encoder(self) -> list[str]:
         return [*self._worker(), "-n", "encoder@%h"]
+
+    def _slow_encoder(self) -> list[str]:
+        options = ["worker", "-P", "prefork", "-c", "1", "--loglevel", "INFO", "-n", "slow@%h"]
+        return ["celery", "-A", "tests.workers.slow_encoder", *options]
 
     def _reaper(self) -> list[str]:
         return ["workers.reaper"]

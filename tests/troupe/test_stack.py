@@ -138,6 +138,8 @@ def test_encoders_apart_get_what_they_need_of_the_runtime(tmp_path: Path) -> Non
     runtimes = {name: command.env["TROUPE_RUNTIME"] for name, command in commands.items()}
     assert runtimes["worker"] == "device=cpu,dtype=bf16,encoders=remote,compile=inductor"
     assert runtimes["encoder-1"] == runtimes["encoder-2"] == "device=cpu,dtype=bf16,encoders=only"
+    on_card = _commands(plan, {"TROUPE_RUNTIME": "device=cuda:1"}, 8000)
+    assert on_card[1].env["TROUPE_RUNTIME"] == "device=cpu,encoders=only"  # the card is not shared
     alone = _commands(replace(plan, encoders=0), env, 8000)
     assert [c.env["TROUPE_RUNTIME"] for c in alone] == [env["TROUPE_RUNTIME"]] * 3
 
@@ -149,3 +151,9 @@ def test_a_runtime_that_does_not_go_with_encoders_apart_is_told(
     plan = replace(_plan(tmp_path), encoders=1)
     with pytest.raises(StackError, match=f"TROUPE_RUNTIME={runtime}: "):
         _commands(plan, {"TROUPE_RUNTIME": runtime}, 8000)
+
+
+@pytest.mark.parametrize("runtime", ["encoders=remote", "encoders=only", "colour=red"])
+def test_what_could_never_be_ready_is_refused_at_once(tmp_path: Path, runtime: str) -> None:
+    with pytest.raises(StackError, match=f"TROUPE_RUNTIME={runtime}: "):
+        _commands(_plan(tmp_path), {"TROUPE_RUNTIME": runtime}, 8000)

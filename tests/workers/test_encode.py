@@ -12,7 +12,10 @@ from engine.errors import Cancelled, EncodingError, SpecError
 from engine.runtime import Runtime
 from engine.spec import Spec
 from service.blobs import get
+from service.errors import BlobFull, LedgerDown
 from service.exchange import Offer
+from service.ledger import connect
+from service.roster import Roster, WorkerState
 from tests.service.rig import keys_of, wait_for
 from tests.workers.scripted import ScriptedEngine
 from tests.workers.stage import submit
@@ -79,7 +82,7 @@ def test_encodings_are_stored_with_the_job_and_offered(desk: Station, encoder: E
 def test_only_what_is_still_wanted_is_encoded(desk: Station) -> None:
     assert answer("nobody", desk) == "gone"
     submit(desk).cancel("v")
-    assert answer("v", desk) == "nothing to do"
+    assert answer("v", desk) == "gone"
     assert files(desk) == []
 
 
@@ -201,8 +204,68 @@ def test_encodings_of_other_weights_or_damaged_ones_are_made_again(
     with pytest.raises(EncodingError, match=f"other weights .{encoder.digest}, not another"):
         encodings_of("v", card, "another", quietly, limit_s=0.01)
     assert card.rung  # type: ignore[attr-defined]
+    card.rung.clear()  # type: ignore[attr-defined]
+    roster = Roster(connect(card.settings), card.settings.model_copy(update={"lease_s": 600.0}))
+    roster.announce(WorkerState("e", "idle", digest="old", role="encode"))
+    with pytest.raises(EncodingError, match=r"other weights .*old, not another"):
+        encodings_of("v", card, "another", quietly, limit_s=0.01)
+    assert card.rung == []  # type: ignore[attr-defined]  # it would make them in vain
+    roster.leave("e")
     answer("v", desk)
     assert to_bytes(encodings_of("v", card, encoder.digest, quietly)) == expected(card, encoder)
+
+
+def lose_redis(place: Station, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """From the encoding on, this call of the exchange is not answered."""
+
+    def fail(*_: object) -> None:
+        raise LedgerDown("the test says so")
+
+    monkeypatch.setattr(place.exchange, name, fail)
+
+
+def test_what_cannot_be_handed_over_is_not_left_behind(
+    desk: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its job may be deleted meanwhile, and then nobody would look here again."""
+    submit(desk)
+    with monkeypatch.context() as cut:
+        lose_redis(desk, cut, "offer")
+        assert answer("v", desk) == "not handed over: the test says so"
+    assert files(desk) == []
+    assert answer("v", desk) == "encoded"
+
+
+def test_an_encoder_that_was_killed_leaves_nothing_of_a_deleted_job(
+    desk: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its doorbell comes again."""
+    ledger = submit(desk)
+    desk.blobs.put("videos/v/encodings", b"half done", ".safetensors")
+    ledger.delete("v")
+    assert answer("v", desk) == "gone"
+    assert files(desk) == []
+
+
+def test_a_store_that_fails_here_is_no_answer_to_who_waits(
+    desk: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit(desk)
+
+    def full(*_: object) -> None:
+        raise BlobFull("no room")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(desk.blobs, "put", full)
+        assert answer("v", desk) == "not handed over: no room"
+    assert desk.exchange.find("v") is None and desk.exchange.begin("v")
+
+
+def test_an_old_failure_is_not_held_against_a_job(desk: Station, card: Station) -> None:
+    """An encoder that failed on a job in the queue may be gone when the job is started."""
+    submit(desk)
+    desk.exchange.offer("v", Offer(error="MemoryError: no room"))
+    wait_for(lambda: card.exchange.find("v") is None)
 
 
 def test_nothing_is_left_of_a_job_that_is_deleted_while_it_is_encoded(

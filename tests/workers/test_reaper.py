@@ -152,13 +152,14 @@ def test_as_many_are_encoded_ahead_as_workers_will_need_it(
     exchange = Exchange(connect(settings), settings)
     exchange.offer("a", Offer(key="k", digest="d"))
     for worker in ("w1", "w2", "w3"):
-        roster.announce(WorkerState(worker, "busy", role="denoise"))
+        roster.announce(WorkerState(worker, "busy", role="denoise", digest="d"))
     reaper.round()
     assert asked == []  # nobody encodes
-    roster.announce(WorkerState("e", "busy", role="encode"))
+    roster.announce(WorkerState("e", "busy", role="encode", digest="d"))
+    roster.announce(WorkerState("f", "idle", role="encode", digest="of another model"))
     reaper.round()
-    assert asked == []  # nobody has the time
-    roster.announce(WorkerState("e", "idle", role="encode"))
+    assert asked == []  # nobody who could has the time
+    roster.announce(WorkerState("e", "idle", role="encode", digest="d"))
     reaper.round()
     assert asked == ["b", "c"]
     roster.announce(WorkerState("w1", "busy"))
