@@ -58,11 +58,13 @@ def error(got: torch.Tensor, want: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("shape", [(1, 16, 1, 2, 2), (2, 16, 3, 6, 10)])
+@pytest.mark.parametrize("length", [20, 77, 512])
 @pytest.mark.parametrize("t", [0.999, 0.5, 0.003])
-def test_one_forward(shape, t):
+def test_one_forward(shape, t, length):
     ours = random_vace(seed=3)
     torch.manual_seed(4)
     x, text = torch.randn(shape), torch.randn(shape[0], 512, 20)
+    text[:, length:] = 0  # the pads, which are attended to
     context = torch.randn(shape[0], 96, *shape[2:])
     t_B = torch.full((shape[0],), t)
     condition = ours.condition(text)._replace(context=ours.context(context, text))

@@ -259,7 +259,7 @@ def test_a_wrong_request_is_told_before_the_weights_are_read(
     (folder / "dit.safetensors").write_bytes(b"half a file")
     options = [f"--model={folder}", "--prompt=x"]
     told = CliRunner().invoke(app, ["generate", *options, "--size=100x50"])
-    assert told.exit_code == 1 and "--size must be multiples of 8" in told.output
+    assert told.exit_code == 1 and "--size must be a multiple of 8" in told.output
     told = CliRunner().invoke(app, ["generate", *options])
     assert told.exit_code == 1 and "dit.safetensors" in told.output
 
