@@ -2,8 +2,10 @@
 
     peft             base_model.model.blocks.0.self_attn.q.lora_A.weight
     ComfyUI          diffusion_model.blocks.0.self_attn.q.lora_A.weight (or lora_down, .alpha)
-    diffusers        transformer.blocks.0.attn1.to_q.lora_A.weight
-    kohya, musubi    lora_unet_blocks_0_self_attn_q.lora_down.weight, .alpha
+    diffusers        transformer.blocks.0.attn1.to_q.lora_A.weight (or lora.down)
+    kohya, musubi    lora_unet_blocks_0_self_attn_q.lora_down.weight, .alpha (diffusers' names too)
+    DiffSynth        pipe.dit.blocks.0.self_attn.q.lora_A.default.weight
+    lightx2v         as ComfyUI, and diff, diff_b: what is added to a weight or a bias as it is
 
 The weight becomes W + strength * (alpha / rank) * B A (arXiv 2106.09685, section 4.1). alpha stands
 in the file as a tensor, in its header (`training.lora`: rank, scale), in adapter_config.json beside
@@ -14,7 +16,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,12 +26,14 @@ from torch import Tensor
 from engine.errors import CheckpointError
 from engine.upstream import PREFIX, diffusers_name
 
-_PREFIXES = ("base_model.model.", PREFIX, "diffusion_model.", "transformer.")
-_KOHYA = "lora_unet_"
+_PREFIXES = ("base_model.model.", PREFIX, "diffusion_model.", "transformer.", "pipe.dit.")
+_UNDERSCORED = ("lora_unet_", "lycoris_")
 _UNSUPPORTED = ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern")
+_OTHER_KINDS = (".diff_m", ".dora_scale", ".lokr_w1", ".lokr_w2", ".hada_w1_a")
 _PART = re.compile(
-    r"(?P<target>.+)\.(?:(?P<down>lora_A(?:\.\w+)?\.weight|lora_down\.weight)"
-    r"|(?P<up>lora_B(?:\.\w+)?\.weight|lora_up\.weight)|(?P<alpha>alpha))"
+    r"(?P<target>.+)\.(?:(?P<down>lora_A(?:\.\w+)?\.weight|lora[_.]down\.weight)"
+    r"|(?P<up>lora_B(?:\.\w+)?\.weight|lora[_.]up\.weight)|(?P<alpha>alpha)"
+    r"|(?P<diff>diff)|(?P<diff_b>diff_b))"
 )
 
 
@@ -46,13 +50,27 @@ class Adapter:
         return (self.alpha / len(self.down)) * (self.up.float() @ self.down.float())
 
 
+@dataclass(frozen=True)
+class Difference:
+    """The update of one weight or bias, as it is."""
+
+    value: Tensor
+
+    def delta(self) -> Tensor:
+        """In the weight's shape, fp32."""
+        return self.value.float()
+
+
+Change = Adapter | Difference
+
+
 def adapters(
     tensors: Mapping[str, Tensor],
     weights: Mapping[str, Tensor],
     label: str = "the LoRA",
     alpha: float | None = None,
-) -> dict[str, Adapter]:
-    """The adapters of a LoRA file, by the name of the weight that each changes.
+) -> dict[str, Change]:
+    """The changes of a LoRA file, by the name of the weight that each changes.
 
     Args:
         weights: of the transformer, under our names.
@@ -63,8 +81,17 @@ def adapters(
             the message names it.
     """
     parts = _parts(tensors, weights, label)
-    found = {}
+    found: dict[str, Change] = {}
     for name, own in sorted(parts.items()):
+        if own.keys() <= {"diff", "diff_b"}:
+            (value,) = own.values()
+            if value.shape != weights[name].shape:
+                sizes = f"{tuple(weights[name].shape)}, not {tuple(value.shape)}"
+                raise CheckpointError(f"{label} is for another width: {name} is {sizes}")
+            found[name] = Difference(value)
+            continue
+        if "diff" in own:
+            raise CheckpointError(f"{label}: {name} is adapted twice")
         if "down" not in own or "up" not in own:
             raise CheckpointError(f"{label}: only one half of the adapter of {name} is there")
         down, up = own["down"], own["up"]
@@ -113,7 +140,7 @@ def declared_alpha(path: Path) -> float | None:
 
 def merge(
     weights: Mapping[str, Tensor],
-    found: Mapping[str, Adapter],
+    found: Mapping[str, Change],
     strength: float = 1.0,
     label: str = "the LoRA",
 ) -> dict[str, Tensor]:
@@ -134,19 +161,20 @@ def merge(
 def _parts(
     tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor], label: str
 ) -> dict[str, dict[str, Tensor]]:
-    """Weight name -> its down, up and alpha."""
-    places = _places(weights)
+    """Weight name -> its down, up and alpha, or its difference."""
+    matrices = _places(weights, ".weight", lambda weight: weight.ndim == 2)
+    places = {"diff": _places(weights, ".weight"), "diff_b": _places(weights, ".bias")}
     parts: dict[str, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         match = _PART.fullmatch(key)
-        name = places.get(_plain(match["target"])) if match else None
-        if match is None and key.endswith((".diff", ".diff_b", ".dora_scale")):
+        kind = str(match.lastgroup) if match else ""
+        name = places.get(kind, matrices).get(_plain(match["target"])) if match else None
+        if match is None and key.endswith(_OTHER_KINDS):
             raise CheckpointError(f"{label}: {key} is a kind of change that is not supported")
         if match is None or name is None:
             raise CheckpointError(f"{label}: {key} belongs to no weight of this transformer")
         if not bool(value.float().isfinite().all()):
             raise CheckpointError(f"{label}: {key} holds numbers that are not finite")
-        kind = str(match.lastgroup)
         if kind in parts.setdefault(name, {}):
             raise CheckpointError(f"{label}: {name} is adapted twice")
         parts[name][kind] = value
@@ -159,12 +187,16 @@ def _plain(target: str) -> str:
     return target
 
 
-def _places(weights: Mapping[str, Tensor]) -> dict[str, str]:
-    """How the matrices are called in each of the spellings -> our name."""
+def _places(
+    weights: Mapping[str, Tensor],
+    ending: str,
+    wanted: Callable[[Tensor], bool] = lambda weight: True,
+) -> dict[str, str]:
+    """How the weights with this ending are called in each of the spellings -> our name."""
     places = {}
     for name, value in weights.items():
-        if value.ndim == 2 and name.endswith(".weight"):
-            path = name.removesuffix(".weight")
-            places[path] = places[_KOHYA + path.replace(".", "_")] = name
-            places[diffusers_name(name).removesuffix(".weight")] = name
+        if wanted(value) and name.endswith(ending):
+            for path in (name.removesuffix(ending), diffusers_name(name).removesuffix(ending)):
+                places[path] = name
+                places |= {start + path.replace(".", "_"): name for start in _UNDERSCORED}
     return places

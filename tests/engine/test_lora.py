@@ -44,6 +44,18 @@ SPELLINGS: dict[str, tuple[Callable[[str], str], str, str]] = {
     ),
     "comfy": (lambda t: f"diffusion_model.{t}", "lora_down.weight", "lora_up.weight"),
     "diffusers": (diffusers_target, "lora_A.weight", "lora_B.weight"),
+    "diffusers-old": (diffusers_target, "lora.down.weight", "lora.up.weight"),
+    "diffsynth": (lambda t: f"pipe.dit.{t}", "lora_A.default.weight", "lora_B.default.weight"),
+    "lycoris": (
+        lambda t: "lycoris_" + t.replace(".", "_"),
+        "lora_down.weight",
+        "lora_up.weight",
+    ),
+    "kohya-diffusers": (
+        lambda t: "lora_unet_" + diffusers_target(t).removeprefix("transformer.").replace(".", "_"),
+        "lora_down.weight",
+        "lora_up.weight",
+    ),
     "kohya": (
         lambda t: "lora_unet_" + t.replace(".", "_"),
         "lora_down.weight",
@@ -76,6 +88,22 @@ def test_every_spelling_is_the_formula(spelling: str, alpha: float | None) -> No
             assert merged[name] is value
 
 
+def test_differences_are_added_as_they_are() -> None:
+    """To norms, biases and convolutions too, beside the adapters of the same file."""
+    names = {
+        "blocks.0.self_attn.norm_q.weight": "diffusion_model.blocks.0.self_attn.norm_q.diff",
+        "blocks.0.self_attn.q.bias": "diffusion_model.blocks.0.self_attn.q.diff_b",
+        "patch_embedding.weight": "diffusion_model.patch_embedding.diff",
+        "blocks.1.cross_attn.k.weight": "transformer.blocks.1.attn2.to_k.diff",
+    }
+    more = {key: torch.randn(WEIGHTS[name].shape) for name, key in names.items()}
+    plain = lora.merge(WEIGHTS, lora.adapters(file_of("comfy"), WEIGHTS), strength=0.5)
+    merged = lora.merge(WEIGHTS, lora.adapters(file_of("comfy") | more, WEIGHTS), strength=0.5)
+    for name, value in merged.items():
+        change = 0.5 * more[names[name]] if name in names else 0
+        torch.testing.assert_close(value, plain[name] + change)
+
+
 def test_strength_zero_changes_nothing_and_precision_stays() -> None:
     half = {name: value.bfloat16() for name, value in WEIGHTS.items()}
     merged = lora.merge(half, lora.adapters(file_of("peft"), half), strength=0.0)
@@ -106,7 +134,11 @@ def test_what_peft_writes_is_read() -> None:
     ("change", "message"),
     [
         ({"base_model.model.blocks.9.ffn.0.lora_A.weight": torch.ones(2, 2)}, "belongs to no"),
-        ({"base_model.model.blocks.0.ffn.0.diff": torch.ones(2, 2)}, "kind of change"),
+        ({"base_model.model.blocks.0.ffn.0.diff": torch.ones(2, 2)}, "another width"),
+        ({"base_model.model.blocks.0.ffn.0.diff_b": torch.ones(2)}, "another width"),
+        ({"base_model.model.blocks.0.diff_m": torch.ones(2)}, "kind of change"),
+        ({"base_model.model.head.head.diff": torch.ones(64, 48)}, "adapted twice"),
+        ({"base_model.model.blocks.0.norm9.diff": torch.ones(2)}, "belongs to no"),
         ({"base_model.model.head.head.alpha": torch.ones(2)}, "must be one number"),
         (
             {
