@@ -14,7 +14,7 @@ from troupe.generate import option_of, parse_size
 from troupe.terminal import busy, fail, out
 
 if TYPE_CHECKING:
-    from engine.plan import Plan, Stage
+    from engine.plan import Card, Plan, Stage
     from engine.plan_shared import SharedPlan
 
 MODES = ("off", "single", "dual")
@@ -58,9 +58,9 @@ def plan(
         names = tuple(f"s{number}" for number in range(subjects))
         prompt = " and ".join(f"@{name}" for name in names) or "a place"
         spec = Spec.of(PRESETS[preset], prompt, names, **asked)
-        _check_card(gpu)
+        card = _card(gpu)
         with busy("counting on tensors without contents"):
-            found = _count(PRESETS[preset], spec, gpu, own)
+            found = _count(PRESETS[preset], spec, card, own)
             shared = None if cards == 1 else _share(found, PRESETS[preset], spec, cards)
     except SpecError as error:
         option = OPTIONS.get(error.field) or option_of(error.field)
@@ -86,19 +86,19 @@ def _guidance(preset: Preset, mode: str, interval: tuple[float, float]) -> Guida
     return Guidance("single", scale, interval=interval)
 
 
-def _check_card(gpu: str) -> None:
+def _card(name: str) -> "Card":
     """Ends the command where there is no such card."""
     from engine.plan import CARDS
 
-    if gpu not in CARDS:
-        fail(f"--gpu {gpu}: must be one of {', '.join(CARDS)}")
+    if name not in CARDS:
+        fail(f"--gpu {name}: must be one of {', '.join(CARDS)}")
+    return CARDS[name]
 
 
-def _count(preset: Preset, spec: Spec, gpu: str, runtime: Runtime) -> "Plan":
-    from engine.plan import CARDS
+def _count(preset: Preset, spec: Spec, card: "Card", runtime: Runtime) -> "Plan":
     from engine.plan import plan as count
 
-    return count(preset, spec, CARDS[gpu], runtime)
+    return count(preset, spec, card, runtime)
 
 
 def _share(found: "Plan", preset: Preset, spec: Spec, cards: int) -> "SharedPlan":

@@ -249,15 +249,15 @@ def _environment(plan: Plan, redis_url: str, preset: str) -> dict[str, str]:
 def _commands(plan: Plan, env: dict[str, str], port: int) -> list[Command]:
     """The Python processes, in starting order. See `workers.app` for the same by hand."""
     gateway = "uvicorn service.app:create_app --factory --log-level warning"
-    workers = {"worker": env}
     serves, encodes = _runtimes(env.get("TROUPE_RUNTIME", ""), apart=plan.encoders > 0)
-    if plan.encoders:
-        workers = {"worker": env | {"TROUPE_RUNTIME": serves}}
-        for number in range(1, plan.encoders + 1):
-            workers[f"encoder-{number}"] = env | {"TROUPE_RUNTIME": encodes}
+    workers = {"worker": serves}
+    workers |= {f"encoder-{number}": encodes for number in range(1, plan.encoders + 1)}
     return [
         # A worker may finish the job in hand before it ends; its own soft limit is the lease.
-        *(_python(name, _celery(name), plan, own, grace_s=30.0) for name, own in workers.items()),
+        *(
+            _python(name, _celery(name), plan, env | {"TROUPE_RUNTIME": runtime}, grace_s=30.0)
+            for name, runtime in workers.items()
+        ),
         _python("reaper", ["workers.reaper"], plan, env),
         _python("gateway", [*gateway.split(), "--host", plan.host, "--port", str(port)], plan, env),
     ]
