@@ -122,8 +122,9 @@ class MLP(nn.Sequential):
         first = self[0]
         plain = type(first) is nn.Linear and type(first.weight) is nn.Parameter
         hooked = plain and (first._forward_hooks or first._forward_pre_hooks)
-        fp32 = x.dtype is torch.float32 and not torch.is_autocast_enabled("cpu")
-        if plain and fp32 and not hooked and torch.backends.mkldnn.is_available():
+        kinds = {x.dtype, first.weight.dtype} if plain else set()
+        fp32 = kinds == {torch.float32} and not torch.is_autocast_enabled("cpu")
+        if fp32 and not hooked and torch.backends.mkldnn.is_available():
             fused = torch.ops.mkldnn._linear_pointwise
             return cast(Tensor, fused(x, first.weight, first.bias, "gelu", [], "tanh"))
         return cast(Tensor, self[1](first(x)))
