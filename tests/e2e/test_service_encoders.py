@@ -66,20 +66,25 @@ def test_the_same_video_and_nothing_left_of_the_encodings(
     assert list(blobs.rglob("out/*.mp4")) and not list(blobs.rglob("encodings/*"))
 
 
+def waiting_job(service: Service) -> str:
+    """The id of a job that has been started and waits: nobody encodes."""
+    service.start("gateway", "worker", "reaper")
+    service.wait_listening()
+    job: str = post(service)["id"]
+    wait_for(lambda: get(service, job)["stage"] == "encode")
+    return job
+
+
 @pytest.mark.slow
 def test_a_job_waits_for_an_encoder_and_outlives_its_death(
     services: tuple[Service, Service]
 ) -> None:
     service = services[1]
-    service.start("gateway", "worker", "reaper")
-    service.wait_listening()
-    wait_for(lambda: roles(service).get("denoise") == "idle")
+    job = waiting_job(service)
     ready = httpx.get(f"{service.url}/readyz", timeout=30)
     assert ready.status_code == 503
     assert "No worker encodes" in ready.json()["checks"]["workers"]["message"]
 
-    job = post(service)["id"]
-    wait_for(lambda: get(service, job)["stage"] == "encode")
     service.start("slow_encoder")
     wait_for(lambda: roles(service).get("encode") == "busy")
     process = psutil.Process(service.pid("slow_encoder"))
@@ -96,10 +101,7 @@ def test_a_worker_that_only_waits_ends_at_once_and_the_job_costs_no_attempt(
     services: tuple[Service, Service]
 ) -> None:
     service = services[1]
-    service.start("gateway", "worker", "reaper")
-    service.wait_listening()
-    job = post(service)["id"]
-    wait_for(lambda: get(service, job)["stage"] == "encode")
+    job = waiting_job(service)
     assert service.stop("worker", signal.SIGTERM, limit_s=60) == 0
     seen = get(service, job)
     assert (seen["status"], seen["attempts"]) == ("queued", 0), seen
