@@ -1,7 +1,7 @@
 """Encodings from another worker: asked for, made once, handed over, and nothing left of them."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,15 @@ def expected(place: Station, encoder: Encoder, job_id: str = "v") -> bytes:
     request = place.ledger.read(job_id).request
     references = [fetch(place, one) for one in request["references"]]
     return to_bytes(encoder.encode(Spec.from_json(request["spec"]), references))
+
+
+def failing(error: Exception) -> Callable[..., None]:
+    """What raises it whenever it is called."""
+
+    def fail(*_: object) -> None:
+        raise error
+
+    return fail
 
 
 def quietly() -> None:
@@ -175,12 +184,8 @@ def test_a_failure_of_the_encoders_is_told_and_tried_again(
     desk: Station, card: Station, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     submit(desk)
-
-    def fail(*_: object) -> None:
-        raise MemoryError("no room")
-
     with monkeypatch.context() as broken:
-        broken.setattr(desk.encoder, "encode", fail)
+        broken.setattr(desk.encoder, "encode", failing(MemoryError("no room")))
         assert answer("v", desk) == "MemoryError: no room"
     with pytest.raises(EncodingError, match="worker that encodes failed: MemoryError: no room"):
         encodings_of("v", card, "d", quietly)
@@ -215,30 +220,19 @@ def test_encodings_of_other_weights_or_damaged_ones_are_made_again(
     assert to_bytes(encodings_of("v", card, encoder.digest, quietly)) == expected(card, encoder)
 
 
-def lose_redis(place: Station, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """From the encoding on, this call of the exchange is not answered."""
-
-    def fail(*_: object) -> None:
-        raise LedgerDown("the test says so")
-
-    monkeypatch.setattr(place.exchange, name, fail)
-
-
 def test_what_cannot_be_handed_over_is_not_left_behind(
     desk: Station, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its job may be deleted meanwhile, and then nobody would look here again."""
     submit(desk)
     with monkeypatch.context() as cut:
-        lose_redis(desk, cut, "offer")
+        cut.setattr(desk.exchange, "offer", failing(LedgerDown("the test says so")))
         assert answer("v", desk) == "not handed over: the test says so"
     assert files(desk) == []
     assert answer("v", desk) == "encoded"
 
 
-def test_an_encoder_that_was_killed_leaves_nothing_of_a_deleted_job(
-    desk: Station, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_encoder_that_was_killed_leaves_nothing_of_a_deleted_job(desk: Station) -> None:
     """Its doorbell comes again."""
     ledger = submit(desk)
     desk.blobs.put("videos/v/encodings", b"half done", ".safetensors")
@@ -251,12 +245,8 @@ def test_a_store_that_fails_here_is_no_answer_to_who_waits(
     desk: Station, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     submit(desk)
-
-    def full(*_: object) -> None:
-        raise BlobFull("no room")
-
     with monkeypatch.context() as broken:
-        broken.setattr(desk.blobs, "put", full)
+        broken.setattr(desk.blobs, "put", failing(BlobFull("no room")))
         assert answer("v", desk) == "not handed over: no room"
     assert desk.exchange.find("v") is None and desk.exchange.begin("v")
 
