@@ -5,7 +5,7 @@
 
 VENV    ?= .venv
 BIN     := $(VENV)/bin
-WORKERS ?= 2
+WORKERS ?= 3
 RUN     := $(VENV)/.troupe-run
 DEV     := $(VENV)/.troupe-dev
 

@@ -38,7 +38,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from bench.ablation_report import mean_over_kinds, write_report
-from engine import checkpoint
+from engine import checkpoint, folders
 from engine.dit import STREAM_PARAMETERS, WanDiT
 from engine.pipeline import Engine
 from training import dist, evaluate, sft, sft_miniature
@@ -118,7 +118,7 @@ def study_folder(base: sft.SftConfig, study: Study) -> Path:
     budget = (study.steps, study.minutes, study.num_processes, study.accumulate, study.batch_size)
     told = [budget, study.cases, study.sampler_steps, str(study.instruments), asdict(base)]
     if study.start is not None:
-        told.append(checkpoint.sha256(study.start))
+        told.append(folders.sha256(study.start))
     digest = hashlib.sha256(json.dumps(told, default=str, sort_keys=True).encode()).hexdigest()
     return study.folder / digest[:12]
 

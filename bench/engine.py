@@ -105,9 +105,10 @@ def model(config: DiTConfig) -> WanDiT:
     return dit.eval().requires_grad_(False)
 
 
-def twin(dit: WanDiT) -> WanTransformer3DModel:
+def twin(dit: WanDiT) -> Any:  # which has no types
     """diffusers' transformer with the weights of our base."""
-    theirs = WanTransformer3DModel(**diffusers_arguments(dit.config)).eval()
+    theirs: Any = WanTransformer3DModel(**diffusers_arguments(dit.config))
+    theirs.eval()
     own = {diffusers_name(name): value for name, value in dit.state_dict().items()}
     theirs.load_state_dict({name: own[name] for name in theirs.state_dict()})
     return theirs.requires_grad_(False)
@@ -152,7 +153,7 @@ def our_step(
 
 
 def phantom_step(
-    theirs: WanTransformer3DModel, config: DiTConfig, num_subjects: int, geometry: Geometry,
+    theirs: Any, config: DiTConfig, num_subjects: int, geometry: Geometry,
     passes: int,
 ) -> Work:  # fmt: skip
     """One step of Phantom's loop (`subject2video.py`) on diffusers' blocks; two passes leave out
@@ -179,13 +180,13 @@ def against_diffusers(dit: WanDiT, geometry: Geometry) -> tuple[Work, Work]:
     config = dit.config
     batch, theirs = request(config, 0, geometry.side), twin(dit)
     negative = replace(batch, text_BTM=batch.text_BTM.flip(1))
-    scheduler = UniPCMultistepScheduler(
+    scheduler: Any = UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0
     )
     scheduler.set_timesteps(geometry.steps)
     # Its own table of times, so that both walk the same way.
     plan = flow.Schedule(scheduler.sigmas.double(), scheduler.timesteps.double() / 1000, "unipc")
-    pipeline = WanPipeline(
+    pipeline: Any = WanPipeline(
         tokenizer=None, text_encoder=None, vae=None, scheduler=scheduler, transformer=theirs
     )
     pipeline.set_progress_bar_config(disable=True)
@@ -234,7 +235,8 @@ def batch_pair(dit: WanDiT, geometry: Geometry, rows: int) -> tuple[Work, Work]:
     batch = request(dit.config, 1, geometry.side)
     nobody = request(dit.config, 0, geometry.side)
     one = families.conditions("identity", dit, batch, nobody, BOTH)
-    many = Conditions(*(None if c is None else c.repeated(rows) for c in one))
+    parts: Any = [None if c is None else c.repeated(rows) for c in one]
+    many = Conditions(*parts)
     x = noise(dit.config, geometry, rows=rows)
     return (
         lambda: guide(dit.denoise, x[:1], 0.7, one, BOTH),

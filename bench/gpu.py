@@ -192,13 +192,14 @@ def diffusers_denoise(
     clock: Clock, dit: WanDiT, preset: Preset, spec: Spec, features_BTM: Tensor
 ) -> dict[str, float | None]:
     """The figures of stock diffusers: its transformer and pipeline, eager, torch's attention."""
-    dtype = dit.blocks[0].self_attn.q.weight.dtype
+    dtype = next(dit.parameters()).dtype
     with torch.device(clock.device):
-        theirs = twin(dit).to(dtype)
+        theirs: Any = twin(dit)
+        theirs = theirs.to(dtype)
     scheduler = UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=preset.defaults.shift
     )
-    pipeline = WanPipeline(
+    pipeline: Any = WanPipeline(
         tokenizer=None, text_encoder=None, vae=None, scheduler=scheduler, transformer=theirs
     )
     pipeline.set_progress_bar_config(disable=True)

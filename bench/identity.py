@@ -25,8 +25,9 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from engine.checkpoint import load_strict, sha256
+from engine.checkpoint import load_strict
 from engine.errors import TroupeError
+from engine.folders import sha256
 from engine.pipeline import Engine
 from training import evaluate
 from training.measure import Instruments, Score

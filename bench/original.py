@@ -86,7 +86,7 @@ def opened(folder: Path, package: str, *names: str) -> list[Any]:
     sys.modules.setdefault(pictures.__name__, pictures)
     sys.modules["torchvision.transforms"].functional = pictures  # type: ignore[attr-defined]
     torch.cuda.current_device = lambda: 0  # the default of an argument that nobody uses
-    model = importlib.import_module(f"{package}.modules.model")
+    model: Any = importlib.import_module(f"{package}.modules.model")
     model.flash_attention = attention
     return [importlib.import_module(f"{package}.{name}") for name in names]
 

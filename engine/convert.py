@@ -27,10 +27,10 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from engine import checkpoint, foreign, lora, upstream
-from engine.checkpoint import Manifest
+from engine import checkpoint, folders, foreign, lora, upstream
 from engine.dit import STREAM_PARAMETERS
 from engine.errors import CheckpointError
+from engine.folders import Manifest
 from engine.presets import Preset
 from engine.text import build_text_model
 from engine.vace import build_dit
@@ -78,17 +78,17 @@ def convert(
         CheckpointError: a file is missing or unreadable, `target` exists, a tensor is missing,
             unknown, of another shape or not finite; the message names it.
     """
-    checkpoint.check_new(target)
+    folders.check_new(target)
     tell("reading the transformer")
     dit = foreign.read(sources.dit)
     manifest = Manifest(preset, configs=configs or {}, lineage={"converted": _names(sources)})
     if manifest.resolve().family == "identity" and not _has_stream(dit):
         manifest = replace(manifest, configs=_merged(manifest.configs, PLAIN))
     sizes = manifest.resolve()
-    with checkpoint.drafting(target) as draft:
+    with folders.drafting(target) as draft:
         files = _models(sizes, sources, dit, draft, tell)
         tell("writing")
-        return checkpoint.save_folder(target, manifest, files, moved=draft)
+        return folders.save_folder(target, manifest, files, moved=draft)
 
 
 def _models(

@@ -9,16 +9,24 @@ same kind of processor the video is the same, bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from engine import checkpoint, families
+from engine import families, folders
 from engine.cache import EncodingCache
-from engine.encodings import Encoded, Encoders, Encodings, encode, key
+from engine.encodings import (
+    Encoded,
+    Encoders,
+    Encodings,
+    encode,
+    key,
+    only_latents,
+    picture_key,
+)
 from engine.errors import BackendError, CheckpointError, SpecError
 from engine.loading import load_encoders
 from engine.placement import placed
@@ -57,14 +65,18 @@ class Encoder:
         if runtime.encoders != "only":
             raise BackendError(f"an Encoder is loaded with encoders=only, not {runtime.encoders}")
         folder, place = Path(folder), placed(runtime)
-        manifest = checkpoint.verify(folder)
-        preset = manifest.resolve()
-        checkpoint.require(manifest, needed_files(preset))
-        encoders = load_encoders(folder, preset, runtime, place)
+        with folders.held(folder) as (manifest, view):
+            preset = manifest.resolve()
+            folders.require(manifest, needed_files(preset))
+            encoders = load_encoders(view, preset, runtime, place)
         return cls(encoders, preset, manifest.digest(), cache)
 
-    def encode(self, spec: Spec, references: Sequence[Reference], scope: str = "") -> Encoded:
+    def encode(
+        self, spec: Spec, references: Sequence[Reference], scope: str = "", owner: str = ""
+    ) -> Encoded:
         """Encodings of the request and of its negative prompt, from the cache where known.
+
+        scope, owner: whose they are and for what, see `engine.cache`.
 
         Raises:
             SpecError: names and pictures differ, or a subject is named behind the tokens that the
@@ -76,14 +88,22 @@ class Encoder:
         text, spans = text_of(spec.prompt, spec.names)
         size = self.preset.reference_size(spec.width, spec.height)
 
+        fit = families.FITS[self.preset.family]
+
+        def recall(reference: Reference, make: Callable[[], Tensor]) -> Tensor:
+            """A subject that is kept is asked for with many prompts: its latents are the same."""
+            place = picture_key(self.digest, reference, size, fit)
+            found = self.cache.get_or(place, lambda: only_latents(make()), scope, owner)
+            return found.refs_SCHW[0]
+
         def kept(
             text: str, spans: Sequence[Sequence[Span]], pictures: Sequence[Reference]
         ) -> Encodings:
-            fit = families.FITS[self.preset.family]
             return self.cache.get_or(
                 key(self.digest, text, spans, pictures, size, fit, self.encoders.dtype),
-                lambda: encode(text, spans, pictures, self.encoders, size, fit),
+                lambda: encode(text, spans, pictures, self.encoders, size, fit, recall),
                 scope,
+                owner if text else "",  # no words are nobody's
             )
 
         negative = clean(spec.negative_prompt).strip()

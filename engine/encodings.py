@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -44,6 +45,7 @@ class Fit(NamedTuple):
 
 
 STANDARD_FIT = Fit()
+Recall = Callable[[Reference, Callable[[], Tensor]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,7 @@ def encode(
     encoders: Encoders,
     size: tuple[int, int],
     fit: Fit = STANDARD_FIT,
+    recall: Recall | None = None,
 ) -> Encodings:
     """Encodes one request.
 
@@ -140,6 +143,7 @@ def encode(
         text: the prompt as the encoders read it, `engine.spec.text_of`.
         spans: of each subject, every mention in `text`; same order as `references`.
         size: width and height in px to which references are letter-boxed, in the way of `fit`.
+        recall: gives a reference's latents where another request had them made, or makes them.
 
     Raises:
         SpecError: a subject's mentions all lie behind the tokens that the text encoder reads.
@@ -156,7 +160,7 @@ def encode(
     pictures = [letterbox(reference.to_image(), *size, fit) for reference in references]
     return Encodings(
         text_TM=features_BTM[0].cpu(),
-        refs_SCHW=_latents(pictures, encoders.vae, size),
+        refs_SCHW=_latents(references, pictures, encoders.vae, size, recall),
         tags_SM=tags[0].reshape(len(references), features_BTM.shape[2]).cpu(),
         vlm_VM=_vlm_tokens(text, references, pictures, encoders.vlm).cpu(),
     )
@@ -176,6 +180,20 @@ def stack(
         vlm_BVM=torch.stack([_pad(e.vlm_VM, num_vlm) for e in encodings]),
         vlm_mask_BV=_mask([len(e.vlm_VM) for e in encodings], num_vlm),
     )
+
+
+def picture_key(
+    weights: str, reference: Reference, size: tuple[int, int], fit: Fit = STANDARD_FIT
+) -> str:
+    """Content digest of what a reference's latents depend on, in hex: not on the request."""
+    content = ["latents", PREPROCESSING, weights, reference.digest(), list(size), list(fit)]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def only_latents(latent_CHW: Tensor) -> Encodings:
+    """Of one picture, as a cache keeps them."""
+    nothing = torch.zeros(0, 0)
+    return Encodings(nothing, latent_CHW[None], nothing, nothing)
 
 
 def key(
@@ -242,17 +260,28 @@ def _fitted(size: tuple[int, int], into: tuple[int, int], sides: str) -> tuple[i
     return max(1, fitted[0]), max(1, fitted[1])
 
 
-def _latents(pictures: Sequence[Image.Image], vae: VAE, size: tuple[int, int]) -> Tensor:
+def _latents(
+    references: Sequence[Reference],
+    pictures: Sequence[Image.Image],
+    vae: VAE,
+    size: tuple[int, int],
+    recall: Recall | None,
+) -> Tensor:
     """Each picture alone, as a clip of one frame: [S, C, H, W]."""
     factor = vae.config.spatial_factor
     if not pictures:
         return torch.zeros(0, vae.config.z_dim, size[1] // factor, size[0] // factor)
     # One at a time: a batch could round differently from the single picture.
     latents = []
-    for picture in pictures:
-        frame_BTHWC = torch.from_numpy(np.array(picture))[None, None]
-        latents.append(vae.encode(to_pixels(frame_BTHWC))[0, :, 0])
+    for reference, picture in zip(references, pictures, strict=True):
+        make = partial(_latent, picture, vae)
+        latents.append(make() if recall is None else recall(reference, make))
     return torch.stack(latents)
+
+
+def _latent(picture: Image.Image, vae: VAE) -> Tensor:
+    frame_BTHWC = torch.from_numpy(np.array(picture))[None, None]
+    return vae.encode(to_pixels(frame_BTHWC))[0, :, 0]
 
 
 def _vlm_tokens(

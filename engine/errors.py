@@ -5,7 +5,10 @@ TroupeError
 ├── CheckpointError   a model folder is incomplete, altered or of another shape
 ├── EncodingError     a picture or a prompt could not be turned into model input
 ├── BackendError      a way of computing that was asked for cannot be had here
+├── StateError        a saved state of a run must not be gone on from; the run starts anew
 ├── VideoError        frames could not be written as a video, or a video could not be read
+├── RegistryError     models cannot be published, found or fetched; says which and why
+├── SigningError      a video could not be signed: no key, no certificate, or the signature failed
 └── Cancelled         somebody asked for the work to stop; not a fault
 
 `SpecError` is also a ValueError: it is the caller's value that is wrong. A programmer's mistake is
@@ -43,8 +46,20 @@ class BackendError(TroupeError):
     """A compile mode or an attention kernel that cannot be used; the message says what to do."""
 
 
+class StateError(TroupeError):
+    """A saved state that is damaged, or of another run; the message says which."""
+
+
 class VideoError(TroupeError):
     """A video that cannot be written or read."""
+
+
+class RegistryError(TroupeError):
+    """A registry that cannot be used, or a model or channel that is not in it as wanted."""
+
+
+class SigningError(TroupeError):
+    """A key or certificate that cannot be used, or a video that it cannot sign."""
 
 
 class Cancelled(TroupeError):

@@ -13,12 +13,15 @@ by equality, so a table may hold any values.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 NUM_TRAIN_TIMES = 1000  # Wan numbers its noise levels 0..999
+NOISES = ("exact", "id_crafter", "identity_grpo", "constant")
+MOST_NOISE = 0.7  # an SDE step draws at most this share of the noise that belongs at its end
 
 
 class Schedule(NamedTuple):
@@ -44,6 +47,39 @@ class History(NamedTuple):
 
     x0s: tuple[Tensor, ...] = ()
     last: Tensor | None = None
+
+
+class Noise(NamedTuple):
+    """How much noise SDE steps draw: a schedule of `NOISES` and its factor `level` = a.
+
+    exact          c = a sqrt(t (t - s) / (1 - s)), a step of its own kind, see `kernel`
+    id_crafter     g = a sqrt(t / (1 - t))       ID-Crafter equation 4, Flow-GRPO
+    identity_grpo  g = a t                       Identity-GRPO equation 10, with a = 1
+    constant       g = a                         DanceGRPO, with a of .25 to .3
+
+    c: standard deviation of a step from t to s; g: of the SDE, whose steps have c = g sqrt(t - s).
+    """
+
+    name: str = "exact"
+    level: float = 0.7
+
+
+class Kernel(NamedTuple):
+    """A step's law: N(x * x_t + v * v_t, std^2) in every element."""
+
+    x: float
+    v: float
+    std: float
+
+
+class SdeStep(NamedTuple):
+    """One SDE step. x_next has no gradient; mean has v's; log_prob_B fp64 [B] under the step's law,
+    None where it draws no noise."""
+
+    x_next: Tensor
+    mean: Tensor
+    std: float
+    log_prob_B: Tensor | None
 
 
 def add_noise(x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
@@ -115,6 +151,88 @@ def step(
 def euler_step(x: Tensor, v: Tensor, t: float, t_next: float) -> Tensor:
     """One Euler step along v."""
     return x + (t_next - t) * v
+
+
+def sde_step(
+    x: Tensor,
+    v: Tensor,
+    t: float,
+    t_next: float,
+    noise: Noise,
+    x_next: Tensor | None = None,
+    draw: Callable[[Tensor], Tensor] = torch.randn_like,
+    leading: int = 0,
+) -> SdeStep:
+    """From x at t to x_next at t_next with noise, in fp32. Draws x_next, or scores a given one.
+
+    Args:
+        x_next: where an earlier call of this step arrived; None draws it.
+        draw: standard normal noise of the shape of its argument.
+        leading: frames in front (dimension 2) that are dropped in the end: they do not count in
+            the log-probability.
+    """
+    assert x.dtype in (torch.float32, torch.float64), "half precision would change the ratios"
+    law = kernel(noise, t, t_next)
+    v = v.to(x.dtype)
+    if law.std == 0:
+        mean = euler_step(x, v, t, t_next)
+        return SdeStep(mean.detach() if x_next is None else x_next, mean, 0.0, None)
+    mean = law.x * x + law.v * v
+    if x_next is None:
+        x_next = mean + law.std * draw(mean)
+    x_next = x_next.detach()
+    kept = (x_next[:, :, leading:], mean[:, :, leading:]) if leading else (x_next, mean)
+    return SdeStep(x_next, mean, law.std, log_prob(*kept, law.std))
+
+
+def log_prob(x_next: Tensor, mean: Tensor, std: float) -> Tensor:
+    """log N(x_next; mean, std^2) of each row, the mean over its elements: fp64 [B].
+
+    The mean, as all published code has it, and not the sum: the likelihood to the power of one over
+    the number of elements. fp64, for a policy moves it by 1e-6 and less per update.
+    """
+    scaled = ((x_next - mean) / std).double().flatten(1)
+    return -0.5 * scaled.square().mean(1) - math.log(std) - 0.5 * math.log(2 * math.pi)
+
+
+def noise_std(noise: Noise, t: float, t_next: float) -> float:
+    """Standard deviation of the noise in a step: bounded at every t, t = 1 too, and zero at the
+    last step, where t_next = 0. By one bound instead of exceptions: an Euler step with more noise
+    than belongs at its end leaves the path, whatever t is (docs/decisions.md)."""
+    return min(math.sqrt(_variance(noise, t, t_next)), MOST_NOISE * t_next)
+
+
+def _variance(noise: Noise, t: float, t_next: float) -> float:
+    """Of the step's noise, by the schedule alone; may be infinite."""
+    a, way = noise.level, t - t_next
+    if noise.name == "exact":
+        return a * a * t * way / (1 - t_next)
+    if noise.name == "id_crafter":
+        return a * a * t * way / (1 - t) if t < 1 else math.inf
+    if noise.name == "identity_grpo":
+        return a * a * t * t * way
+    if noise.name == "constant":
+        return a * a * way
+    raise ValueError(f"noise {noise.name!r} is unknown; there are {', '.join(NOISES)}")
+
+
+def kernel(noise: Noise, t: float, t_next: float) -> Kernel:
+    """The law of a step from t down to t_next.
+
+    "exact" goes along the ODE below t_next and comes back by the path's own noising: with
+    r = sqrt(t_next^2 - std^2) the mean is (1 - t_next) x0 + r eps, for the x0 and eps that v points
+    to. Any std < t_next leaves the path's spread as it is. (The form is CPS's, arXiv 2509.05952;
+    its noise does not vanish with the step, ours does.)
+
+    The others are Euler steps of the reverse SDE with the path's marginals, ID-Crafter equation 4:
+    x + [v + g^2 / (2 t) (x + (1 - t) v)] (t_next - t), with g^2 = std^2 / (t - t_next).
+    """
+    std = noise_std(noise, t, t_next)
+    if noise.name == "exact":
+        r = math.sqrt(t_next**2 - std**2)
+        return Kernel(1 - t_next + r, r * (1 - t) - (1 - t_next) * t, std)
+    pull = std**2 / (2 * t)
+    return Kernel(1 - pull, t_next - t - pull * (1 - t), std)
 
 
 def unipc_step(

@@ -10,23 +10,24 @@ memory are arguments and locals. Only the cache outlives a call, under the conte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from engine import batching, checkpoint, families, flow
+from engine import batching, families, flow, folders, state
 from engine.attention import use
 from engine.cache import EncodingCache
 from engine.compile import velocity_of
 from engine.dit import WanDiT
 from engine.edit import Edit
 from engine.encoder import Encoder, by_name, needed_files
-from engine.encodings import Encoded, Encoders, Encodings, EncodingsBatch, stack
+from engine.encodings import Encoded, Encoders, EncodingsBatch, stack
 from engine.errors import BackendError
 from engine.loading import load_models
 from engine.offload import grouped
@@ -34,9 +35,11 @@ from engine.parallel import Team
 from engine.placement import placed
 from engine.presets import Preset
 from engine.runtime import STANDARD, Runtime
-from engine.sample import Conditions, Each, Source, Step, one_by_one, sample
+from engine.sample import Conditions, Each, Solve, Source, Step, one_by_one, sample
 from engine.spec import Guidance, Reference, Spec
-from engine.tiers import Run, served
+from engine.speed import sustained
+from engine.state import DenoiseState
+from engine.tiers import NEW, Run, served
 from engine.vace import context_latents
 from engine.vae import to_frames
 from engine.video import Made, Video, picture_bytes
@@ -58,6 +61,7 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], None]
+OnState = Callable[[DenoiseState], None]
 
 
 class Engine:
@@ -66,6 +70,8 @@ class Engine:
     The modules stay where they are and as they are; `load` places them. device: where the DiT
     computes; None: where its weights lie.
     """
+
+    state_of = staticmethod(DenoiseState.from_bytes)  # what a worker goes on from
 
     def __init__(
         self,
@@ -81,11 +87,13 @@ class Engine:
         self.dit = dit.eval()
         self.device = device or dit.head.head.weight.device
         self.team = team
+        self.computing = partial(state.computing, self.dit, compile, self.device)
         run = self.dit if team is None else team.twin(self.dit, compile)
         self.velocity = velocity_of(run, compile)
         self.encoder = Encoder(encoders, preset, digest, cache)
         self.encoders = encoders
         self.preset = preset
+        self.files: Mapping[str, str] = {}  # of the folder that it was loaded from
         self.digest = digest
 
     @classmethod
@@ -112,17 +120,22 @@ class Engine:
         if runtime.encoders == "only":
             raise BackendError("encoders=only makes no videos: it is for a worker that encodes")
         folder, place = Path(folder), placed(runtime)
-        manifest = checkpoint.verify(folder)
-        preset = manifest.resolve()
-        checkpoint.require(manifest, needed_files(preset))
-        dit, encoders = load_models(folder, preset, runtime, place)
+        with folders.held(folder) as (manifest, view):
+            preset = manifest.resolve()
+            folders.require(manifest, needed_files(preset))
+            dit, encoders = load_models(view, preset, runtime, place)
         digest, how = manifest.digest(), (runtime.compile, place.device, team)
         engine = cls(dit, encoders, preset, digest, cache, *how)
+        engine.files = dict(manifest.files)
         if runtime.offload == "group":
             engine.velocity = grouped(dit, place.device)
         # Last, so that a load that fails leaves the engine that serves as it is.
         use(place.device, place.attention)
         return engine
+
+    def speed(self) -> float:
+        """FLOPs a second that its DiT will about sustain."""
+        return sustained(self.device, self.dit.head.head.weight.dtype)
 
     @property
     def tiers(self) -> tuple[str, ...]:
@@ -137,6 +150,9 @@ class Engine:
         scope: str = "",
         edit: Edit | None = None,
         encoded: Encoded | None = None,
+        owner: str = "",
+        resume: DenoiseState | None = None,
+        on_state: OnState | None = None,
     ) -> Video:
         """A video of the prompt with the referenced subjects. Same spec, same bytes.
 
@@ -148,24 +164,44 @@ class Engine:
             edit: a video to start from, of the spec's size and length.
             encoded: the request's encodings, where an `engine.encoder.Encoder` with the same
                 weights has made them; None makes them here.
+            owner: for whom encodings are kept, see `engine.cache`.
+            resume: where an earlier run of the same request stood; the video is the same.
+            on_state: called after every step, before `on_progress`, with where the run stands;
+                nothing is copied unless it is asked for its bytes.
 
         Raises:
             SpecError: the request is not one that this model can serve.
-            BackendError: the runtime's tiles are too small for the decoder, or there are neither
-                encodings nor encoders.
+            StateError: `resume` is not of this request, computed as it is here; start without it.
+            BackendError: the runtime's tiles are too small for the decoder, there are neither
+                encodings nor encoders, or a team is asked for states.
         """
         tell = on_progress or (lambda progress: None)
         self._check(spec, references)
         if edit is not None:
             edit.validate(spec)
-        run = Run(self.velocity, spec.tier)
+        if self.team is not None and (resume, on_state) != (None, None):
+            raise BackendError("resume and on_state are for one process: a team has no states")
         tell(Progress("encode", 0, spec.steps))
-        encoded = encoded or self.encode(spec, references, scope)
+        known = encoded or self.encode(spec, references, scope, owner)
+        source = None if edit is None else edit.source(self.encoders.vae, spec.steps)
+        context = self.context(spec, [known], edit)
+        given = (self.digest, spec, known, source, context)
+        origin = cache(lambda: state.origin(*given, self.computing()))
+        if resume is not None:
+            resume = self._resumed(resume, origin(), spec)
+        step, tally = (resume.step, resume.tally) if resume else (None, NEW)
+        run = Run(self.velocity, spec.tier, tally=tally)
         leading = families.num_leading(self.preset.family, len(spec.names))
-        tell(Progress("denoise", 0, spec.steps))
-        latents = self._denoise(
-            [spec], [encoded], run, edit, lambda step: tell(self._progress(step, leading))
-        )
+
+        def on_step(step: Step) -> None:
+            if on_state is not None:
+                if self.device.type == "cuda":  # or storing would seem to take the step's time
+                    torch.cuda.synchronize(self.device)
+                on_state(DenoiseState(origin(), step, run.tally))
+            tell(self._progress(step, leading))
+
+        tell(Progress("denoise", step.done if step else 0, spec.steps))
+        latents = self._denoise([spec], [known], run, source, context, on_step, step)
         tell(Progress("decode", 0, spec.num_frames))
         chunks: list[Tensor] = []
         for chunk_BTHWC in self.stream(latents):
@@ -200,9 +236,11 @@ class Engine:
                 yield made.pop(told)
                 told += 1
 
-    def encode(self, spec: Spec, references: Sequence[Reference], scope: str = "") -> Encoded:
+    def encode(
+        self, spec: Spec, references: Sequence[Reference], scope: str = "", owner: str = ""
+    ) -> Encoded:
         """Encodings of the request and of its negative prompt, see `engine.encoder`."""
-        return self.encoder.encode(spec, references, scope)
+        return self.encoder.encode(spec, references, scope, owner)
 
     def _together(
         self, asked: Sequence[tuple[Spec, Sequence[Reference]]], scope: str
@@ -211,7 +249,7 @@ class Engine:
         specs = [spec for spec, _ in asked]
         run = Run(self.velocity, specs[0].tier)
         encoded = [self.encode(spec, references, scope) for spec, references in asked]
-        latents = self._denoise(specs, encoded, run)
+        latents = self._denoise(specs, encoded, run, None, self.context(specs[0], encoded))
         made = self._made(run)
         for spec, one in zip(specs, latents.split(1), strict=True):
             yield Video(self.decode(one)[0].numpy(), spec.fps, made)
@@ -221,15 +259,13 @@ class Engine:
         specs: Sequence[Spec],
         encoded: Sequence[Encoded],
         run: Run,
-        edit: Edit | None = None,
+        source: Source | None,
+        context_BCFHW: Tensor | None,
         on_step: Callable[[Step], None] | None = None,
+        resume: Step | None = None,
     ) -> Tensor:
         """Latents of requests that are alike, one row each."""
         first = specs[0]
-        source = None if edit is None else edit.source(self.encoders.vae, first.steps)
-        context = None
-        if self.preset.family == "vace":
-            context = torch.cat([self._context(first, one.full, edit) for one in encoded])
         return self.sample(
             stack([one.full for one in encoded]),
             stack([one.negative for one in encoded]),
@@ -238,9 +274,10 @@ class Engine:
             flow.schedule(first.solver, first.steps, self.preset.defaults.shift),
             first.guidance,
             on_step,
-            source=source,
-            context_BCFHW=context,
-            run=run,
+            resume,
+            source,
+            context_BCFHW,
+            run,
         )
 
     @torch.no_grad()
@@ -257,6 +294,7 @@ class Engine:
         source: Source | None = None,
         context_BCFHW: Tensor | None = None,
         run: Run | None = None,
+        solve: Solve = flow.step,
     ) -> Tensor:
         """Latents [B, C, F, H, W] of B requests, one seed each; as many share a forward as it pays.
 
@@ -266,11 +304,11 @@ class Engine:
             source: a known clip to start from, see `engine.edit`.
             context_BCFHW: what VACE's context blocks read, see `engine.vace`.
             run: in which tier, and who counts; a new one for every call. None is exact.
+            solve: makes each step; reinforcement draws noise there and records.
         """
         device = self.device
         family, num_subjects = self.preset.family, batch.refs_BSCHW.shape[1]
-        if context_BCFHW is not None:
-            context_BCFHW = context_BCFHW.to(device)
+        context_BCFHW = None if context_BCFHW is None else context_BCFHW.to(device)
         conditions = self.conditions(
             batch.to(device), negative.to(device), guidance, context_BCFHW
         )
@@ -288,7 +326,7 @@ class Engine:
         velocity = batching.limited(run, batching.room(self.preset, shape, num_subjects, run.tier))
         with watched:
             latents = sample(
-                velocity, start, conditions, plan, guidance, on_step, resume, known, each
+                velocity, start, conditions, plan, guidance, on_step, resume, known, each, solve
             )
         return latents[:, :, leading:]
 
@@ -305,11 +343,23 @@ class Engine:
             self.preset.family, self.dit, batch, negative, guidance, context_BCFHW
         )
 
-    def _context(self, spec: Spec, batch: Encodings, edit: Edit | None) -> Tensor:
-        """VACE's context of one request, [1, C, S + F, H, W]."""
+    def context(
+        self, spec: Spec, encoded: Sequence[Encoded], edit: Edit | None = None
+    ) -> Tensor | None:
+        """VACE's context of requests like this one, [B, C, S + F, H, W]; None in other families."""
+        if self.preset.family != "vace":
+            return None
         pixels, mask = (None, None) if edit is None else edit.pixels()
-        shape = (spec.num_frames, spec.height, spec.width)
-        return context_latents(self.encoders.vae, batch.refs_SCHW, pixels, mask, shape)[None]
+        shape, vae = (spec.num_frames, spec.height, spec.width), self.encoders.vae
+        refs = [one.full.refs_SCHW for one in encoded]
+        return torch.stack([context_latents(vae, each, pixels, mask, shape) for each in refs])
+
+    def _resumed(self, given: DenoiseState, origin: state.Origin, spec: Spec) -> DenoiseState:
+        """The state, on the DiT's device. Raises StateError if it is another run's."""
+        shape = self.preset.latent_shape(spec.width, spec.height, spec.num_frames)
+        leading = families.num_leading(self.preset.family, len(spec.names))
+        given.check(origin, (1, shape[0], leading + shape[1], *shape[2:]), spec)
+        return given.to(self.device)
 
     def _made(self, run: Run) -> Made:
         """What a run has computed, in all processes that shared it."""
@@ -343,7 +393,8 @@ class Engine:
         # The first latent frame decodes alone: a picture of the scene for 1 / T of a decode.
         preview = None
         every = max(1, step.num_steps // NUM_PREVIEWS)
-        if step.done % every == 0 and step.done < step.num_steps:
+        due = step.done % every == 0 and step.done < step.num_steps
+        if due and step.x0 is not None:
             frame_HWC = self.decode(step.x0[:1, :, leading : leading + 1])[0, 0]
             preview = picture_bytes(Image.fromarray(frame_HWC.numpy()))
         return Progress("denoise", step.done, step.num_steps, preview)

@@ -2,7 +2,7 @@
 
 `WAN_1_3B` and `WAN_14B` are the published Wan 2.1 text-to-video models with the identity stream of
 ID-Crafter beside them; `MINIATURE` is the same stack at a size that a laptop trains. A shipped
-model folder names its preset and may override single numbers (see `engine.checkpoint`).
+model folder names its preset and may override single numbers (see `engine.folders`).
 
 Sources: Wan2.1 `wan/configs/wan_t2v_1_3B.py`, `wan_t2v_14B.py`, `shared_config.py`; ID-Crafter
 section A.1 (identity stream in the first 20 layers, Qwen2.5-VL-7B); the config.json of

@@ -16,6 +16,10 @@ from engine.spec import Guidance
 Velocity = Callable[[Tensor, Tensor, Condition], Tensor]
 # The velocities at x and t under each of these conditions.
 Each = Callable[[Velocity, Tensor, Tensor, Sequence[Condition]], Sequence[Tensor]]
+# A step by its number, as `flow.step` takes it: (plan, index, x, v, history) to x and history.
+Solve = Callable[
+    [flow.Schedule, int, Tensor, Tensor, flow.History], tuple[Tensor, flow.History]
+]
 
 
 class Conditions(NamedTuple):
@@ -64,14 +68,15 @@ class Source(NamedTuple):
 class Step(NamedTuple):
     """Where a run stands after `done` of `num_steps` steps; hand it back to go on from there.
 
-    x: latents at times[done]. x0: where the last velocity pointed. history: the solver's memory.
+    x: latents at times[done]. history: the solver's memory. x0: where the last velocity pointed, to
+    be looked at; nothing goes on from it, so a step that was stored has none.
     """
 
     done: int
     num_steps: int
     x: Tensor
-    x0: Tensor
     history: flow.History
+    x0: Tensor | None = None
 
 
 def one_by_one(
@@ -91,12 +96,13 @@ def sample(
     resume: Step | None = None,
     source: Source | None = None,
     each: Each = one_by_one,
+    solve: Solve = flow.step,
 ) -> Tensor:
     """Latents [B, C, F, H, W] from noise or a noisy `source`, or on from `resume`, to the same
     bits.
 
     `on_step` is called after every step and may raise to stop. `each` computes the forwards of a
-    step.
+    step; `solve` makes the step, and may record it.
     """
     x, history, first = noise_BCFHW, flow.History(), 0
     if source is not None:
@@ -109,9 +115,9 @@ def sample(
         if source is not None:
             v = source.steer(v, x, plan.times[index])
         x0 = flow.predict_x0(x, v, plan.times[index])
-        x, history = flow.step(plan, index, x, v, history)
+        x, history = solve(plan, index, x, v, history)
         if on_step is not None:
-            on_step(Step(index + 1, plan.num_steps, x, x0, history))
+            on_step(Step(index + 1, plan.num_steps, x, history, x0))
     return x
 
 

@@ -1,4 +1,4 @@
-"""What may be asked: a Spec, its Guidance, its References. Importable without torch.
+"""What may be asked: a Spec, its Guidance, its References, a Wish. Importable without torch.
 
 A subject is bound to the prompt by its name with an at sign: "@anna waves to @bob". The encoders
 read the prompt without the signs; `text_of` gives that text and where each subject stands in it.
@@ -8,7 +8,7 @@ import hashlib
 import html
 import math
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import ftfy
@@ -25,6 +25,8 @@ SOLVERS = ("euler", "unipc")
 GUIDANCE_MODES = ("single", "dual")
 TIERS = ("exact", "fast")  # see `engine.tiers`
 MAX_SEED = 2**53 - 1  # exact in JSON, in Lua and in JavaScript
+MAX_CANDIDATES = 4
+MAX_RESEEDS = 3
 # Near white, as references of Wan-family models are padded, but no highlight.
 PAD_GREY = 235
 
@@ -151,7 +153,7 @@ class Spec:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for a job record; `from_json` is the inverse."""
-        return asdict(self)
+        return {**vars(self), "guidance": dict(vars(self.guidance))}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Spec":
@@ -168,6 +170,39 @@ class Spec:
             return cls(**fields)
         except TypeError as error:
             raise SpecError("request", str(error)) from error
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a job asks beyond one video, see `engine.candidates`.
+
+    n: candidates, of which the likest is given. min_identity: as like as it must be, on the scale
+    of `engine.likeness.Likeness.overall` (0: anything is taken). max_reseeds: further candidates
+    that may be made to get there.
+    """
+
+    n: int = 1
+    min_identity: float = 0.0
+    max_reseeds: int = MAX_RESEEDS
+
+    @property
+    def judged(self) -> bool:
+        """Whether it cannot be granted without somebody who tells likeness."""
+        return self.n > 1 or self.min_identity > 0
+
+    @property
+    def most(self) -> int:
+        """How many videos may have to be made."""
+        return self.n + (self.max_reseeds if self.min_identity > 0 else 0)
+
+    def validate(self, num_subjects: int) -> None:
+        """Raises SpecError, naming the first field that cannot be granted."""
+        _check_whole("n", self.n, 1, MAX_CANDIDATES)
+        _check_real("min_identity", self.min_identity, 0.0, 1.0)
+        _check_whole("max_reseeds", self.max_reseeds, 0, MAX_RESEEDS)
+        if self.judged and num_subjects == 0:
+            field = "n" if self.n > 1 else "min_identity"
+            raise SpecError(field, "needs subjects: candidates are compared by their likeness")
 
 
 @dataclass(frozen=True)

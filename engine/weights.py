@@ -81,7 +81,7 @@ def fill(
         if strays:
             raise CheckpointError(f"{path.name}: {strays[0]} is the step of no tensor")
         for name, parameter in own.items():
-            value = _read(file, name, path.name, f"{name}{GRID_STEP}" in there)
+            value = read(file, name, path.name, there)
             value = value.to(device, dtype_of(name), copy=True)
             check_finite(value, name, path.name)
             frozen = nn.Parameter(shrink(name, value), requires_grad=False)
@@ -119,9 +119,13 @@ def _shapes(file: Any) -> dict[str, Tensor]:
     return {n: torch.empty(file.get_slice(n).get_shape(), device="meta") for n in names}
 
 
-def _read(file: Any, name: str, label: str, on_grid: bool) -> Tensor:
+def read(file: Any, name: str, label: str, there: Collection[str]) -> Tensor:
+    """One tensor of an opened file, off its grid if it is on one. there: all names of the file.
+
+    Raises CheckpointError.
+    """
     value: Tensor = file.get_tensor(name)
-    if on_grid:
+    if f"{name}{GRID_STEP}" in there:
         return off_grid(value, file.get_tensor(name + GRID_STEP), name, label)
     if not value.is_floating_point():
         raise CheckpointError(f"{label}: {name} is {value.dtype}, not a floating type")

@@ -5,9 +5,8 @@ light modules (`engine.spec`, `engine.presets`, `engine.errors`).
 """
 
 import logging
-import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from fastapi import FastAPI, Request
@@ -17,46 +16,91 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from structlog.contextvars import bound_contextvars
 
 from engine.presets import PRESETS, Preset
+from service import logs, traces
+from service.audit import Audit
+from service.auth import Keys
 from service.blobs import open_blobs
-from service.deps import House
+from service.deps import House, unguarded
 from service.doorbell import Doorbell
-from service.errors import Problem, RequestError, ServiceError, problem
+from service.durable import Durability
+from service.errors import LedgerDown, Problem, RequestError, ServiceError, problem
+from service.events import Events
+from service.fleet import Fleet
+from service.front import Front
 from service.intake import Intake
+from service.lately import Lately
 from service.ledger import Ledger, connect
+from service.limits import Limits
+from service.links import Links
+from service.metrics import Measured, Metrics
+from service.openapi import describe
+from service.outward import Outward
+from service.refs import new_id
 from service.roster import Roster
-from service.routes import content, health, models, videos
+from service.routes import (
+    content,
+    events,
+    health,
+    links,
+    metrics,
+    models,
+    ops,
+    sources,
+    subjects,
+    videos,
+)
 from service.settings import Settings
+from service.subjects import Subjects
 
 log = logging.getLogger(__name__)
 
 STUDIO = Path(__file__).parent / "studio"
+OPS = Path(__file__).parent / "ops"
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """The application. Settings come from the environment unless given.
+    """The application. Settings come from the environment unless given. It does not start up over
+    a Redis that could lose jobs (LedgerUnsafe).
 
     Raises:
         ValueError: a setting that cannot be.
     """
-    settings = settings or Settings()
+    if settings is None:  # this process is a gateway, not a test
+        logs.set_up()
+        traces.set_up("troupe-gateway")
+        settings = Settings()
     preset = find_preset(settings.preset)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.house = house = open_house(settings, preset)
+        with suppress(LedgerDown):  # /readyz says so, and it is asked again before a job is taken
+            house.durable.require()
+        house.events.leave_on_signals()
         yield
+        await house.events.close()
+        house.outward.close()
         house.intake.close()
         house.doorbell.close()
+        await house.front.close()
         house.ledger.close()
+        traces.flush()
 
     app = FastAPI(title="Troupe", version="1", lifespan=lifespan, redirect_slashes=False)
-    for module in (videos, content, models, health):
+    # Before a path with an id come those that it would match.
+    for module in (subjects, sources, videos, content, links, events, models, health, metrics, ops):
         app.include_router(module.router)
-    _show_studio(app)
+    _show_pages(app)
     _handle_errors(app)
+    describe(app)
+    if open_to_all := unguarded(app):
+        raise AssertionError(f"These routes ask for no scope and are not public: {open_to_all}")
     app.add_middleware(Envelope, max_bytes=int(settings.max_body_mb * 1e6))
+    app.state.metrics = Metrics()
+    app.add_middleware(Measured, metrics=app.state.metrics)
     return app
 
 
@@ -68,23 +112,39 @@ def find_preset(name: str) -> Preset:
 
 
 def open_house(settings: Settings, preset: Preset) -> House:
-    """The clients. None of them connects before it is used."""
-    client = connect(settings)
+    """The clients."""
+    client, blobs = connect(settings), open_blobs(settings)
     return House(
         ledger=Ledger(client, settings),
+        front=Front(settings),
+        durable=Durability(client, settings),
         roster=Roster(client, settings),
-        blobs=open_blobs(settings),
+        blobs=blobs,
+        store=Lately(blobs.check),
         doorbell=Doorbell(settings),
         intake=Intake(settings),
+        events=Events(settings),
+        outward=Outward(settings.fetch_hosts, int(settings.max_picture_mb * 1e6)),
+        keys=Keys(client, settings, required=settings.auth == "keys"),
+        limits=Limits(client, settings),
+        links=Links(client, settings),
+        audit=Audit(client, settings),
+        subjects=Subjects(client, settings),
+        fleet=Fleet(client, settings),
         preset=preset,
     )
 
 
-def _show_studio(app: FastAPI) -> None:
-    """The web page, where it is installed."""
+def _show_pages(app: FastAPI) -> None:
+    """The web pages, where they are installed."""
     if not (STUDIO / "index.html").is_file():
         return
+    app.mount("/ops", StaticFiles(directory=OPS, html=True), name="ops")
     app.mount("/studio", StaticFiles(directory=STUDIO, html=True), name="studio")
+
+    @app.get("/ops", include_in_schema=False)
+    async def ops_page() -> RedirectResponse:
+        return RedirectResponse("/ops/")
 
     @app.get("/", include_in_schema=False)
     async def home() -> RedirectResponse:
@@ -140,7 +200,7 @@ class Envelope:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = f"req_{uuid.uuid4().hex}"
+        request_id = new_id("req")
         scope.setdefault("state", {})["request_id"] = request_id
         seen = 0
 
@@ -162,4 +222,5 @@ class Envelope:
                 ]
             await send(message)
 
-        await self._app(scope, counted, marked)
+        with bound_contextvars(request_id=request_id):  # in this request's log lines
+            await self._app(scope, counted, marked)

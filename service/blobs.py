@@ -10,7 +10,7 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +26,8 @@ from service.settings import Settings
 
 CHUNK = 1 << 18
 DELETE_TRIES = 50
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _RACED = {errno.ENOENT, errno.ENOTEMPTY}
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,10 @@ class Blobs(Protocol):
     def url(self, key: str) -> str:
         """Where the object lies, for an operator; not a public address."""
 
+    def lend(self, key: str, seconds: int, headers: Mapping[str, str]) -> str | None:
+        """An address at which anybody may read the object for so long; None: the store has none to
+        give. headers: of the answer, by their names in S3's GetObject."""
+
     def delete(self, prefix: str) -> None:
         """Remove everything under a prefix; nothing there is fine."""
 
@@ -74,7 +78,7 @@ def open_blobs(settings: Settings) -> Blobs:
     """
     url = urlsplit(settings.blobs_url)
     if url.scheme == "s3":
-        return S3Blobs(url.netloc, url.path.strip("/"), settings.s3_endpoint_url)
+        return S3Blobs(url.netloc, url.path.strip("/"))
     if url.scheme == "file" and url.netloc in {"", "localhost"}:
         return FolderBlobs(Path(unquote(url.path)))
     if url.scheme == "":
@@ -143,6 +147,10 @@ class FolderBlobs:
         """A file:// address."""
         return self._path(key).as_uri()
 
+    def lend(self, key: str, seconds: int, headers: Mapping[str, str]) -> str | None:
+        """A folder answers nobody."""
+        return None
+
     def delete(self, prefix: str) -> None:
         """Removes the folder, also while another process writes to it or deletes it too."""
         with _folder_errors():
@@ -168,17 +176,17 @@ def _folder_errors() -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise BlobMissing(f"{error.filename} is not there") from error
+        raise BlobMissing(f"{Path(str(error.filename)).name} is not there") from error
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in FULL:
             raise BlobFull("The disk that holds pictures and videos is full.") from error
         raise BlobError(f"The folder for pictures and videos cannot be used: {error}") from error
 
 
 class S3Blobs:
-    """Objects in one bucket below one prefix. Works with AWS and with S3-compatible stores."""
+    """Objects in one bucket below one prefix, on AWS or, with AWS_ENDPOINT_URL, on a clone."""
 
-    def __init__(self, bucket: str, root: str, endpoint_url: str | None) -> None:
+    def __init__(self, bucket: str, root: str) -> None:
         self._bucket = bucket
         self._root = f"{root}/" if root else ""
         # Checksums only where asked for: several S3 clones choke on the newer default.
@@ -190,7 +198,7 @@ class S3Blobs:
             read_timeout=20,
             retries={"max_attempts": 2, "mode": "standard"},
         )
-        self._s3: Any = boto3.client("s3", endpoint_url=endpoint_url, config=config)
+        self._s3: Any = boto3.client("s3", config=config)
 
     def put(self, prefix: str, data: bytes, suffix: str) -> Blob:
         """S3 shows an object only when it is whole."""
@@ -220,6 +228,12 @@ class S3Blobs:
     def url(self, key: str) -> str:
         """An s3:// address."""
         return f"s3://{self._bucket}/{self._root}{key}"
+
+    def lend(self, key: str, seconds: int, headers: Mapping[str, str]) -> str | None:
+        """Signed here with the gateway's credentials; S3 is not asked."""
+        named = {"Bucket": self._bucket, "Key": self._root + key, **headers}
+        with _s3_errors():
+            return str(self._s3.generate_presigned_url("get_object", named, ExpiresIn=seconds))
 
     def delete(self, prefix: str) -> None:
         """Lists, then deletes, a thousand at a time."""

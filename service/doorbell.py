@@ -1,12 +1,19 @@
-"""Wakes a worker: sends Celery a task by name with a job's id and nothing else.
+"""Wakes a worker: sends Celery a task by name with a job's ref and nothing else.
 
 The ledger is the record and the doorbell is only a hint. One that is lost costs seconds, because
 the reaper rings again for a queued job that an idle worker has not taken
 (research: kombu pops a message before it notes it down, so the broker does lose some).
+
+A doorbell costs more than all else that is done for a job that is submitted, and does not say which
+job is made. So where many wait unanswered already no more are rung: every worker is busy then, and
+rings itself when it has ended a job and others wait.
 """
 
 import logging
-from collections.abc import Callable
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
 
 from celery import Celery
 from kombu.exceptions import OperationalError
@@ -18,6 +25,9 @@ QUEUE = "troupe"
 # For workers that only encode.
 ENCODE_TASK = "troupe.encode"
 ENCODE_QUEUE = "troupe-encode"
+
+ENOUGH = 64  # unanswered doorbells
+PAUSE_S = 0.02  # between two looks at how many there are
 
 Ring = Callable[[str], bool]
 
@@ -50,23 +60,62 @@ class Doorbell:
                 "interval_step": 0,
             },
         )
+        self._soon: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._ringer: threading.Thread | None = None
+        self._starting = threading.Lock()
 
-    def ring(self, job_id: str) -> bool:
+    def ring(self, ref: str) -> bool:
         """Send the id to the queue. False if the broker could not be reached: the job is safe."""
-        return self._send(TASK, QUEUE, job_id)
+        return self._send(TASK, QUEUE, ref)
 
-    def ring_encoder(self, job_id: str) -> bool:
-        """The same for a worker that encodes; who needs its encodings will ring again."""
-        return self._send(ENCODE_TASK, ENCODE_QUEUE, job_id)
-
-    def _send(self, task: str, queue: str, job_id: str) -> bool:
+    def ring_some(self, refs: Sequence[str]) -> None:
+        """The same for each, but for no more than there is use for."""
         try:
-            self._celery.send_task(task, args=[job_id], queue=queue, retry=False)
+            room = ENOUGH - self._unanswered()
         except (OperationalError, OSError) as error:
-            log.warning("doorbell for %s not rung, it will be again: %s", job_id, error)
+            log.warning("%d doorbells not rung, they will be again: %s", len(refs), error)
+            return
+        for ref in refs[: max(room, 0)]:
+            self.ring(ref)
+
+    def ring_soon(self, ref: str) -> None:
+        """`ring_some` for callers that cannot wait: a thread does it for all that came since."""
+        with self._starting:
+            if self._ringer is None:
+                self._ringer = threading.Thread(target=self._ring_on, name="doorbell", daemon=True)
+                self._ringer.start()
+        self._soon.put(ref)
+
+    def _ring_on(self) -> None:
+        going = True
+        while going:
+            refs = [self._soon.get()]
+            while not self._soon.empty():
+                refs.append(self._soon.get())
+            going = None not in refs
+            self.ring_some([ref for ref in refs if ref is not None])
+            time.sleep(PAUSE_S if going else 0)
+
+    def _unanswered(self) -> int:
+        with self._celery.pool.acquire(block=True) as connection:
+            # Not passive: kombu then looks for the list without our prefix, and finds none.
+            return int(connection.default_channel.queue_declare(QUEUE).message_count)
+
+    def ring_encoder(self, ref: str) -> bool:
+        """The same for a worker that encodes; who needs its encodings will ring again."""
+        return self._send(ENCODE_TASK, ENCODE_QUEUE, ref)
+
+    def _send(self, task: str, queue: str, ref: str) -> bool:
+        try:
+            self._celery.send_task(task, args=[ref], queue=queue, retry=False)
+        except (OperationalError, OSError) as error:
+            log.warning("doorbell for %s not rung, it will be again: %s", ref, error)
             return False
         return True
 
     def close(self) -> None:
-        """Give the broker's connections back."""
+        """Ring for what waits, and give the broker's connections back."""
+        if self._ringer is not None:
+            self._soon.put(None)
+            self._ringer.join(10)
         self._celery.close()

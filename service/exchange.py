@@ -1,8 +1,8 @@
 """Where workers that encode leave word for those that denoise: short-lived keys in Redis.
 
-    <prefix>encoding:<job>      who is at it, for a lease's time
-    <prefix>encoded:<job>       what came of it: the key of a blob, or an error
-    <prefix>encoding-rung:<job> a doorbell was rung lately
+    <prefix>encoding:<ref>      who is at it, for a lease's time
+    <prefix>encoded:<ref>       what came of it: the key of a blob, or an error
+    <prefix>encoding-rung:<ref> a doorbell was rung lately
 
 The encodings themselves are a blob among the job's own, so that they go when it is deleted. Nothing
 here is a record: what is lost is made again.
@@ -40,50 +40,50 @@ class Exchange:
         self._lease_ms = int(settings.lease_s * 1000)
         self._ring_ms = int(settings.ring_after_s * 1000)
 
-    def begin(self, job_id: str) -> bool:
+    def begin(self, ref: str) -> bool:
         """Take a job's encoding in hand. False: somebody has it, or it is done."""
         with answering():
-            if self._redis.exists(self._result(job_id)):
+            if self._redis.exists(self._result(ref)):
                 return False
-            return bool(self._redis.set(self._hand(job_id), "1", nx=True, px=self._lease_ms))
+            return bool(self._redis.set(self._hand(ref), "1", nx=True, px=self._lease_ms))
 
-    def hold(self, job_id: str) -> None:
+    def hold(self, ref: str) -> None:
         """Prolong it for another lease's time."""
         with answering():
-            self._redis.set(self._hand(job_id), "1", px=self._lease_ms)
+            self._redis.set(self._hand(ref), "1", px=self._lease_ms)
 
-    def offer(self, job_id: str, offer: Offer) -> None:
+    def offer(self, ref: str, offer: Offer) -> None:
         """Say what came of it, and let go."""
         with answering():
             pipe = self._redis.pipeline()
             # Who waits hears of an error at once; a job that waits in the queue must not, later.
             kept_ms = self._ring_ms if offer.error else KEPT_S * 1000
-            pipe.set(self._result(job_id), json.dumps(asdict(offer)), px=kept_ms)
-            pipe.delete(self._hand(job_id))
+            pipe.set(self._result(ref), json.dumps(asdict(offer)), px=kept_ms)
+            pipe.delete(self._hand(ref))
             pipe.execute()
 
-    def find(self, job_id: str) -> Offer | None:
+    def find(self, ref: str) -> Offer | None:
         """What came of it, if anything has yet."""
         with answering():
-            found = self._redis.get(self._result(job_id))
+            found = self._redis.get(self._result(ref))
         return None if found is None else Offer(**json.loads(str(found)))
 
-    def may_ring(self, job_id: str) -> bool:
+    def may_ring(self, ref: str) -> bool:
         """Whether nobody is at it, nothing came of it, and no doorbell was rung for a while. Who is
         told True must ring."""
         with answering():
-            if self._redis.exists(self._hand(job_id), self._result(job_id)):
+            if self._redis.exists(self._hand(ref), self._result(ref)):
                 return False
-            rung = f"{self._prefix}encoding-rung:{job_id}"
+            rung = f"{self._prefix}encoding-rung:{ref}"
             return bool(self._redis.set(rung, "1", nx=True, px=self._ring_ms))
 
-    def forget(self, job_id: str) -> None:
+    def forget(self, ref: str) -> None:
         """As if nothing had come of it."""
         with answering():
-            self._redis.delete(self._result(job_id), self._hand(job_id))
+            self._redis.delete(self._result(ref), self._hand(ref))
 
-    def _hand(self, job_id: str) -> str:
-        return f"{self._prefix}encoding:{job_id}"
+    def _hand(self, ref: str) -> str:
+        return f"{self._prefix}encoding:{ref}"
 
-    def _result(self, job_id: str) -> str:
-        return f"{self._prefix}encoded:{job_id}"
+    def _result(self, ref: str) -> str:
+        return f"{self._prefix}encoded:{ref}"

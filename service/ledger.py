@@ -1,94 +1,42 @@
 """The record of every job, in Redis: who may work on it, how far it is, how it ended.
 
-A job is `queued` until a worker claims it. A claim gives a lease and a fencing token; heartbeats
-prolong the lease, and whoever comes with another token than the last one given is refused, so a
-worker that was thought dead cannot overwrite what its successor did. `reap` puts jobs whose lease
-ran out back into the queue, up to a cap of starts. All of it is Lua on Redis time
-(`service/scripts.py`). The gateway and the workers share this file; it imports neither.
+A job is `queued` until a worker claims it. Workers do not choose: a claim gives the job whose turn
+it is, by the tenants' shares and, within a tenant, by priority and age. It comes with a lease and a
+fencing token; heartbeats prolong the lease, and whoever comes with another token than the last one
+given is refused, so a worker that was thought dead cannot overwrite what its successor did. `reap`
+puts jobs whose lease ran out, or that do not get on, back into the queue, up to a cap of starts.
+All of it is Lua on Redis time (`service/scripts.py`). The gateway and the workers share this file;
+it imports neither.
 
-The Redis behind it should run `appendfsync always` and `noeviction`.
+A job is named by its `ref`, `<tenant>/<id>`, see `service.refs`. What the Redis behind it must
+promise: `service.durable`.
 """
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple
 from typing import Any
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from engine.spec import Wish
 from service import scripts
-from service.errors import LedgerDown, NotFound, QueueFull
+from service.errors import IdempotencyConflict, LedgerDown, NotFound, QueueFull
+from service.jobs import PLAIN, Books, Claim, Job, Quota, Taken, Terms, job_of
+from service.refs import id_of, tenant_of
 from service.settings import Settings
 
 log = logging.getLogger(__name__)
 
 CANCELLED = "Cancelled on request."
-TERMINAL = ("completed", "failed")
-LOST = "Its worker died at each of {attempts} starts; the job is given up."
-
-
-@dataclass(frozen=True)
-class Claim:
-    """The right to work on one job. `token` fences, `attempt` counts from 1."""
-
-    job_id: str
-    token: str
-    attempt: int
-    request: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Books:
-    """The ledger's balance: numbers of jobs. They must always add up."""
-
-    submitted: int
-    queued: int
-    running: int
-    completed: int
-    failed: int
-
-    @property
-    def balanced(self) -> bool:
-        """submitted = queued + running + terminal."""
-        return self.submitted == self.queued + self.running + self.completed + self.failed
-
-
-@dataclass(frozen=True)
-class Job:
-    """One record, as read. Times in ms since 1970 by Redis's clock.
-
-    `request` and `result` are JSON objects that the gateway and the worker wrote; `fields` is the
-    rest of the hash. `place` is 0 for the next job of the queue, -1 for one that is not in it.
-    For a waiting job, `in_hand` jobs are running, which will together take `rest_ms` more.
-    """
-
-    id: str
-    state: str
-    request: dict[str, Any]
-    result: dict[str, Any]
-    fields: Mapping[str, str]
-    place: int
-    now_ms: int
-    mean_ms: int | None
-    in_hand: int = 0
-    rest_ms: int = 0
-
-    def number(self, name: str) -> int:
-        """A whole number of the record; 0 where it was never written."""
-        return int(float(self.fields.get(name) or 0))
-
-    def text(self, name: str) -> str | None:
-        """A text of the record; None where it was never written or is empty."""
-        return self.fields.get(name) or None
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing will change any more."""
-        return self.state in TERMINAL
+LOST = "Its worker died at each of {starts} starts; the job is given up."
+STALLED = "It did not get on for {stall_s:g} s at each of {starts} starts; the job is given up."
+PRIORITIES = {"low": -1, "normal": 0, "high": 1}
+ARRIVING_MS = 300_000  # as long as quota is held for a request on its way
 
 
 def connect(settings: Settings) -> redis.Redis:
@@ -118,7 +66,7 @@ def answering() -> Iterator[None]:
     except redis.RedisError as error:
         log.warning("ledger: %s: %s", type(error).__name__, error)
         raise LedgerDown(
-            "The job ledger (Redis) does not answer. Nothing was changed; try again shortly."
+            "The job ledger (Redis) does not answer. Try the same again shortly."
         ) from error
 
 
@@ -129,15 +77,17 @@ class Ledger:
         self._redis = client
         self._prefix = f"{settings.key_prefix}:"
         self._lease_ms = int(settings.lease_s * 1000)
+        self._stall_s = settings.stall_s
         self._backoff_ms = int(settings.backoff_s * 1000)
         self._max_attempts = settings.max_attempts
         self._max_queued = settings.max_queued
         self._scripts: dict[str, Any] = {}
 
-    def _run(self, source: str, *args: str | int | float) -> list[Any]:
+    def _run(self, name: str, *args: str | int | float) -> list[Any]:
         with answering():
-            script = self._scripts.setdefault(source, self._redis.register_script(source))
-            answer: list[Any] = script(keys=[self._prefix], args=args)
+            if name not in self._scripts:
+                self._scripts[name] = self._redis.register_script(scripts.source(name))
+            answer: list[Any] = self._scripts[name](keys=[self._prefix], args=args)
         return answer
 
     def ping(self) -> None:
@@ -151,27 +101,67 @@ class Ledger:
 
     # the gateway's side
 
-    def submit(self, job_id: str, request: Mapping[str, Any]) -> None:
-        """Accept a job. Submitting the same id again changes nothing.
+    def submit(
+        self,
+        ref: str,
+        request: Mapping[str, Any],
+        terms: Terms = PLAIN,
+        quota: Quota | None = None,
+    ) -> Taken:
+        """Accept a job; what is taken may be an earlier one, if `terms.key` was used before.
+        Submitting the same ref again changes nothing.
+
+        quota: what is reserved with it, unless a reservation of this ref is there; its standing may
+            be a refusal. Without one, `terms.cost` counts.
 
         Raises:
-            QueueFull: as many jobs wait as the operator allows.
+            QueueFull: as many jobs wait as the operator allows, in all or of this tenant.
+            IdempotencyConflict: the key was used for another request.
+            LedgerDown: also where it took so long that its pictures are being swept.
         """
-        word = self._run(scripts.SUBMIT, job_id, json.dumps(request), self._max_queued)[0]
-        if word == "full":
-            raise QueueFull(
-                f"{self._max_queued} jobs are waiting already, which is the limit. Try again later."
-            )
+        args = submission(ref, request, terms, self._max_queued, quota)
+        return taken(self._run("submit", *args), self._max_queued)
 
-    def read(self, job_id: str) -> Job:
-        """Raises NotFound for an unknown id."""
-        job = _job(job_id, self._run(scripts.READ, job_id))
+    def arrive(self, ref: str, terms: Terms) -> tuple[str, bool]:
+        """The ref that this request stands for, and whether its job is there: its own, or that of
+        an equal request before it, also of one that is still on its way.
+
+        Raises IdempotencyConflict.
+        """
+        if not terms.key:
+            return ref, False
+        word, *rest = self._run(
+            "arrive",
+            tenant_of(ref),
+            terms.key,
+            terms.digest,
+            ref,
+            ARRIVING_MS,
+            int(terms.honour),
+        )
+        return _same(word, rest), word == "again"
+
+    def withdraw(self, ref: str, terms: Terms) -> None:
+        """A request was refused after all: its key may be used for another one."""
+        if terms.key:
+            self._run("withdraw", tenant_of(ref), terms.key, ref)
+
+    def read(self, ref: str) -> Job:
+        """Raises NotFound for an unknown one."""
+        [job] = self._read([ref])
         if job is None:
-            raise NotFound(f"There is no video {job_id!r:.80}.")
+            raise NotFound(f"There is no video {id_of(ref)!r:.80}.")
         return job
 
-    def page(self, after: str | None, limit: int, newest_first: bool) -> tuple[list[Job], bool]:
-        """Up to `limit` jobs in order of submission, after the job `after`; whether more follow.
+    def _read(self, refs: Sequence[str]) -> list[Job | None]:
+        found = self._run("read", *refs)
+        return [job_of(ref, answer) for ref, answer in zip(refs, found, strict=True)]
+
+    def page(
+        self, tenant: str, after: str | None, limit: int, newest_first: bool
+    ) -> tuple[list[Job], bool]:
+        """Up to `limit` of a tenant's jobs in order of submission, after the job `after` (a ref);
+        whether more follow.
 
         Raises:
             NotFound: `after` is unknown.
@@ -180,72 +170,97 @@ class Ledger:
         command = "ZREVRANGEBYSCORE" if newest_first else "ZRANGEBYSCORE"
         far = "-inf" if newest_first else "+inf"
         with answering():
-            ids: list[str] = self._redis.execute_command(
-                command, f"{self._prefix}all", edge, far, "LIMIT", 0, limit + 1
+            refs: list[str] = self._redis.execute_command(
+                command, f"{self._prefix}all:{tenant}", edge, far, "LIMIT", 0, limit + 1
             )
-        jobs = [_job(name, self._run(scripts.READ, name)) for name in ids[:limit]]
-        return [job for job in jobs if job is not None], len(ids) > limit
+        jobs = self._read(refs[:limit]) if refs else []
+        return [job for job in jobs if job is not None], len(refs) > limit
 
-    def _seq(self, job_id: str) -> str:
+    def _seq(self, ref: str) -> str:
         with answering():
-            seq = self._redis.hget(f"{self._prefix}job:{job_id}", "seq")
+            seq = self._redis.hget(f"{self._prefix}job:{ref}", "seq")
         if seq is None:
-            raise NotFound(f"There is no video {job_id!r:.80} to list after.")
+            raise NotFound(f"There is no video {id_of(ref)!r:.80} to list after.")
         return str(seq)
 
-    def cancel(self, job_id: str) -> bool:
+    def cancel(self, ref: str) -> bool:
         """Ask a job to stop: at once if it waits, at its next step if it runs.
 
         Returns False when it had ended already. Raises NotFound.
         """
-        word = self._run(scripts.CANCEL, job_id, CANCELLED)[0]
+        word = self._run("cancel", ref, CANCELLED)[0]
         if word == "gone":
-            raise NotFound(f"There is no video {job_id!r:.80}.")
+            raise NotFound(f"There is no video {id_of(ref)!r:.80}.")
         return bool(word == "ok")
 
-    def delete(self, job_id: str) -> str:
+    def delete(self, ref: str) -> str:
         """Forget a job and remember that its blobs must go. Returns the state it had, or
         `deleted` while an earlier deletion still waits for its sweep.
 
         A worker that has it in hand is told `gone` at its next heartbeat. Raises NotFound.
         """
-        word = str(self._run(scripts.DELETE, job_id)[0])
+        word = str(self._run("delete", ref)[0])
         if word == "gone":
-            raise NotFound(f"There is no video {job_id!r:.80}.")
+            raise NotFound(f"There is no video {id_of(ref)!r:.80}.")
         return word
 
     def books(self) -> Books:
         """The balance, read in one instant."""
-        return Books(*self._run(scripts.BOOKS))
+        return Books(*self._run("books"))
+
+    def figures(self) -> dict[str, Any]:
+        """What `service.metrics` tells, read in one instant; times in ms."""
+        found: dict[str, Any] = json.loads(self._run("figures", self._lease_ms)[0])
+        return found
+
+    def overview(self) -> dict[str, Any]:
+        """What `service.routes.ops` tells; times in ms. Empty lists come as empty objects."""
+        found: dict[str, Any] = json.loads(self._run("ops", self._lease_ms)[0])
+        return found
 
     # the worker's side
 
-    def claim(self, job_id: str, holder: str) -> Claim | str:
-        """Take a queued job, or the reason why not: gone, ended, held or early.
+    def claim(self, holder: str, worker: str = "", tiers: Sequence[str] = ()) -> Claim | None:
+        """Take the job whose turn it is, if there is one.
 
-        `holder` must be new for each try to claim, so that a claim whose answer got lost can be
-        asked for again.
+        Args:
+            holder: new for each try to claim, so that a claim whose answer got lost can be asked
+                for again.
+            worker: who works on it, for the record.
+            tiers: those that this worker can make; none: all.
         """
-        word, *rest = self._run(scripts.CLAIM, job_id, holder, self._lease_ms)
+        word, *rest = self._run("claim", holder, self._lease_ms, worker, *tiers)
         if word != "claimed":
-            return str(word)
-        token, attempt, request = rest
-        return Claim(job_id, token, int(attempt), json.loads(request))
+            return None
+        ref, token, attempt, request, *others = rest
+        return Claim(ref, token, int(attempt), json.loads(request), *others)
 
-    def beat(self, claim: Claim, progress: int = 0, **fields: str | int | float) -> str:
+    def wanted(self, tiers: Sequence[str] = ()) -> bool:
+        """Whether a claim would give a worker with these tiers a job now."""
+        return bool(self._run("wanted", *tiers))
+
+    def beat(
+        self, claim: Claim, progress: int = 0, moved: bool = False, **fields: str | int | float
+    ) -> str:
         """Prolong the lease and write how far the job is; `progress` (percent) never falls.
 
+        moved: the work itself says so, not a thread beside it; without that for `stall_s`, the
+        job is taken away.
         Returns ok, or why to stop: cancel, stale (another worker has it) or gone (deleted).
         """
-        pairs = [part for pair in fields.items() for part in pair]
-        answer = self._run(
-            scripts.BEAT, claim.job_id, claim.token, self._lease_ms, progress, *pairs
-        )
+        told = _pairs(fields)
+        lease = self._lease_ms
+        answer = self._run("beat", claim.ref, claim.token, lease, progress, int(moved), *told)
         return str(answer[0])
 
     def commit(self, claim: Claim, result: Mapping[str, Any]) -> str:
         """End a job well. Returns ok, or why it was refused: cancel, stale or gone."""
-        return str(self._run(scripts.COMMIT, claim.job_id, claim.token, json.dumps(result))[0])
+        spec = claim.request.get("spec", {})
+        length_ms = round(1000 * spec.get("num_frames", 0) / spec.get("fps", 1))
+        timings = {name.removesuffix("_s"): s for name, s in result.get("timings", {}).items()}
+        stages = _pairs({stage: round(1000 * seconds) for stage, seconds in timings.items()})
+        told = (json.dumps(result), length_ms, _share(claim.request, result), *stages)
+        return str(self._run("commit", claim.ref, claim.token, *told)[0])
 
     def fail(self, claim: Claim, code: str, message: str, retry: bool) -> str:
         """End a job badly, or queue it again while starts are left and `retry` is set.
@@ -254,57 +269,125 @@ class Ledger:
         """
         starts = self._max_attempts if retry else 0
         answer = self._run(
-            scripts.FAIL, claim.job_id, claim.token, code, message, starts, self._backoff_ms
+            "fail", claim.ref, claim.token, code, message, starts, self._backoff_ms
         )
         return str(answer[0])
 
     def hand_back(self, claim: Claim) -> str:
         """Queue a job again at once, because this worker is leaving. Costs it no start."""
-        return str(self._run(scripts.HAND_BACK, claim.job_id, claim.token)[0])
+        return str(self._run("hand_back", claim.ref, claim.token)[0])
+
+    def deletions(self) -> int:
+        """How many jobs were ever deleted: a change says that `gone` has news."""
+        with answering():
+            return int(self._redis.get(f"{self._prefix}deletions") or 0)
+
+    def gone(self, refs: Collection[str]) -> set[str]:
+        """Those of which there is no record."""
+        ordered = sorted(refs)
+        with answering():
+            pipe = self._redis.pipeline(transaction=False)
+            for ref in ordered:
+                pipe.exists(f"{self._prefix}job:{ref}")
+            found = pipe.execute() if ordered else []
+        return {ref for ref, there in zip(ordered, found, strict=True) if not there}
 
     # the reaper's side
 
     def reap(self) -> tuple[list[str], list[str]]:
-        """Ids of jobs whose lease ran out: those queued again, and those given up."""
-        message = LOST.format(attempts=self._max_attempts)
-        again, failed = self._run(scripts.REAP, self._max_attempts, self._backoff_ms, message)
+        """Refs of jobs whose worker is lost or does not get on: queued again, and given up.
+
+        What ran out while nobody called this for half a lease is renewed once: the ledger itself
+        may have been away, and the workers well.
+        """
+        starts = self._max_attempts
+        lost = LOST.format(starts=starts)
+        stalled = STALLED.format(starts=starts, stall_s=self._stall_s)
+        stall_ms = int(self._stall_s * 1000)
+        waits = (self._backoff_ms, lost, stall_ms, stalled, self._lease_ms)
+        again, failed = self._run("reap", starts, *waits)
         return list(again), list(failed)
 
     def due(self, how_many: int, ring_after_s: float) -> list[str]:
-        """The oldest queued jobs that may start now and were not rung for `ring_after_s`."""
-        return list(self._run(scripts.DUE, how_many, int(ring_after_s * 1000)))
+        """The next jobs that may start and were not rung for `ring_after_s`, longer each time."""
+        return list(self._run("due", how_many, int(ring_after_s * 1000)))
 
     def head(self, how_many: int) -> list[str]:
         """The jobs that will be started next."""
-        with answering():
-            found = self._redis.zrange(f"{self._prefix}queued", 0, how_many - 1)
-        return [str(job_id) for job_id in found] if how_many else []
+        return list(self._run("ahead", how_many))
+
+    def expired(self, age_s: float) -> list[str]:
+        """Jobs that ended at least `age_s` ago."""
+        return list(self._run("expired", int(age_s * 1000)))
 
     def graves(self, age_s: float) -> list[str]:
         """Jobs deleted at least `age_s` ago whose blobs may need another sweep."""
-        return list(self._run(scripts.GRAVES, int(age_s * 1000)))
+        return list(self._run("graves", int(age_s * 1000)))
 
-    def bury(self, job_id: str) -> None:
+    def bury(self, ref: str) -> None:
         """Forget a deleted job for good: nothing of it is left anywhere."""
         with answering():
-            self._redis.zrem(f"{self._prefix}graves", job_id)
+            self._redis.zrem(f"{self._prefix}graves", ref)
 
 
-def _job(job_id: str, answer: list[Any]) -> Job | None:
-    """A Job from READ's answer, or None if there is no such record."""
-    now, place, mean, in_hand, rest, flat = answer
-    fields = dict(zip(flat[::2], flat[1::2], strict=True))
-    if not fields:
-        return None
-    return Job(
-        id=job_id,
-        state=fields.pop("state"),
-        request=json.loads(fields.pop("request")),
-        result=json.loads(fields.pop("result", "{}")),
-        fields=fields,
-        place=int(place),
-        now_ms=int(now),
-        mean_ms=int(mean) if mean else None,
-        in_hand=int(in_hand),
-        rest_ms=int(float(rest)),
-    )
+def submission(
+    ref: str, request: Mapping[str, Any], terms: Terms, max_queued: int, quota: Quota | None
+) -> list[Any]:
+    """What `submit.lua` is told."""
+    fields = {"priority": terms.priority}
+    if terms.webhook:
+        fields["webhook"] = terms.webhook
+    if terms.trace:
+        fields["traceparent"] = terms.trace
+    return [
+        ref,
+        json.dumps(request),
+        max_queued,
+        PRIORITIES[terms.priority],
+        max(terms.cost, 1e-3),
+        terms.tier,
+        terms.key,
+        terms.digest,
+        terms.lasts_s * 1000,
+        int(terms.honour),
+        *(("", "", "", "") if quota is None else astuple(quota)),
+        *_pairs(fields),
+    ]
+
+
+def taken(answer: Sequence[Any], max_queued: int) -> Taken:
+    """What `submit.lua` answered. Raises what `Ledger.submit` raises."""
+    word, *rest = answer
+    if word == "late":
+        raise LedgerDown("Taking this request in took too long. Send it again.")
+    if word == "full":
+        raise QueueFull(
+            f"{max_queued} jobs are waiting already, which is the limit. Try again later."
+        )
+    if word == "tenant_full":
+        raise QueueFull("As many of your jobs wait as you may have waiting. Try again later.")
+    if word == "refused":
+        return Taken("", standing=tuple(rest[0]))
+    ref, *told = _same(word, rest), *rest[1:]
+    return Taken(ref, job_of(ref, told[1]), tuple(told[0])) if told else Taken(ref)
+
+
+def _same(word: str, rest: Sequence[Any]) -> str:
+    if word == "conflict":
+        raise IdempotencyConflict(
+            "Idempotency-Key: it was used for another request within the last day."
+            " Send a new key with a new request."
+        )
+    return str(rest[0])
+
+
+def _share(request: Mapping[str, Any], result: Mapping[str, Any]) -> float:
+    """Of what the request was estimated at, how much was made: candidates and their forwards."""
+    most = Wish(**request.get("wish", {})).most
+    forwards = result.get("forwards") or {"computed": 1, "asked": 1}
+    made = len(result.get("candidates", [])) or 1
+    return made / most * float(forwards["computed"] / forwards["asked"])
+
+
+def _pairs(fields: Mapping[str, Any]) -> list[Any]:
+    return [part for pair in fields.items() for part in pair]

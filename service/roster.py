@@ -4,6 +4,7 @@
 """
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,6 +14,8 @@ import redis
 from service.ledger import answering
 from service.settings import Settings
 
+REMEMBERED_S = 1.0
+
 
 @dataclass(frozen=True)
 class WorkerState:
@@ -21,7 +24,8 @@ class WorkerState:
     `role`: "generate", from request to video; "denoise", the same with encodings that a worker
     with the role "encode" has made.
     `tiers`: of `engine.tiers`, those that it serves; none while that is not known.
-    `message` says why it is unhealthy; `digest` is its checkpoint's; `job` the id in hand.
+    `message` says why it is unhealthy; `digest` is its checkpoint's; `job` the ref in hand.
+    `runtime`: see `engine.runtime`; empty where it is left to the machine.
     """
 
     id: str
@@ -32,6 +36,7 @@ class WorkerState:
     job: str = ""
     role: str = "generate"
     tiers: tuple[str, ...] = ()
+    runtime: str = ""
 
     @classmethod
     def from_json(cls, text: str) -> "WorkerState":
@@ -63,6 +68,7 @@ class Roster:
         self._redis = client
         self._prefix = f"{settings.key_prefix}:workers"
         self._ttl_ms = int(settings.lease_s * 1000)
+        self._seen: tuple[float, list[WorkerState]] = -REMEMBERED_S, []
 
     def announce(self, worker: WorkerState) -> None:
         """Refresh a worker's entry; it vanishes if that stops for a lease's time."""
@@ -87,4 +93,11 @@ class Roster:
             gone = [name for name, value in zip(ids, values, strict=True) if value is None]
             if gone:
                 self._redis.srem(self._prefix, *gone)
-        return [WorkerState.from_json(value) for value in values if value is not None]
+        found = [WorkerState.from_json(value) for value in values if value is not None]
+        self._seen = time.monotonic(), found
+        return found
+
+    def recall(self) -> list[WorkerState] | None:
+        """As `present` said within the last second. Asks nobody."""
+        when, found = self._seen
+        return found if time.monotonic() - when < REMEMBERED_S else None

@@ -7,14 +7,15 @@ import math
 import re
 import secrets
 import unicodedata
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from engine.errors import SpecError
 from engine.presets import Preset
-from engine.spec import Guidance, Spec, frames_of
+from engine.spec import Guidance, Spec, Wish, frames_of
+from service.aliases import translated
 from service.errors import RequestError
 
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})", re.ASCII)
@@ -53,21 +54,35 @@ Real = Annotated[float, BeforeValidator(_real)]
 Text = Annotated[str, BeforeValidator(_normal)]
 
 
-class _Closed(BaseModel):
+class Closed(BaseModel):
+    """Fields of a request: those and no others."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @classmethod
+    def parse(cls, fields: dict[str, Any]) -> Self:
+        """Raises RequestError for the first field that is wrong, by name."""
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as error:
+            raise _translate(error.errors()[0], cls) from error
 
-class SubjectIn(_Closed):
-    """One subject: the name that the prompt calls with an at sign, and its picture."""
 
-    name: Text = Field(description="A letter, then up to 31 letters, digits or _")
-    image: str = Field(
-        description="multipart: the file name of an uploaded `images` part;"
-        " JSON: the picture itself as base64 or data: address"
+class SubjectIn(Closed):
+    """One subject: the name that the prompt calls with an at sign, and its picture or its id."""
+
+    name: Text | None = Field(
+        None, description="A letter, then up to 31 letters, digits or _; of one by id: its own"
     )
+    image: str | None = Field(
+        None,
+        description="multipart: the file name of an uploaded `images` part;"
+        " JSON: the picture itself as base64 or data: address",
+    )
+    id: str | None = Field(None, description="One that is kept, see POST /v1/subjects")
 
 
-class GuidanceIn(_Closed):
+class GuidanceIn(Closed):
     """How hard the conditions pull; see engine.spec.Guidance."""
 
     mode: Literal["single", "dual"] | None = None
@@ -80,7 +95,7 @@ def _scale_or_object(value: object) -> object:
     return {"scale": value} if isinstance(value, int | float | str) else value
 
 
-class CreateVideo(_Closed):
+class CreateVideo(Closed):
     """The fields of POST /v1/videos, apart from the pictures."""
 
     prompt: Text = Field(description='What happens, e.g. "@anna waves at @bob"')
@@ -98,14 +113,20 @@ class CreateVideo(_Closed):
     tier: Literal["exact", "fast"] | None = Field(
         None, description="fast: similar steps are skipped, at a loss; default: exact"
     )
+    n: Whole | None = Field(None, description="Candidates made, of which the likest is given")
+    min_identity: Real | None = Field(
+        None, description="As like the subjects must be, 0 to 1, or others are made"
+    )
+    max_reseeds: Whole | None = Field(None, description="How many others at most")
+    priority: Literal["low", "normal", "high"] | None = Field(
+        None, description="Among your own jobs; default: normal"
+    )
+    webhook_url: str | None = Field(None, description="Where the video's end is posted")
 
     @classmethod
-    def parse(cls, fields: dict[str, Any]) -> "CreateVideo":
+    def parse(cls, fields: dict[str, Any]) -> Self:
         """Raises RequestError for the first field that is wrong, by name."""
-        try:
-            return cls.model_validate(fields)
-        except ValidationError as error:
-            raise _translate(error.errors()[0]) from error
+        return super().parse(translated(fields))
 
     def to_spec(self, preset: Preset, names: tuple[str, ...]) -> Spec:
         """The validated Spec.
@@ -127,13 +148,25 @@ class CreateVideo(_Closed):
             raise self._on_the_wire(error) from error
         return spec
 
+    def to_wish(self, num_subjects: int) -> Wish:
+        """What is asked beyond one video. Raises RequestError."""
+        asked = {"n": self.n, "min_identity": self.min_identity, "max_reseeds": self.max_reseeds}
+        wish = Wish(**{name: value for name, value in asked.items() if value is not None})  # type: ignore[arg-type]
+        try:
+            wish.validate(num_subjects)
+        except SpecError as error:
+            raise self._on_the_wire(error) from error
+        return wish
+
     def _given(self, preset: Preset) -> dict[str, Any]:
         """Spec fields that this request sets."""
-        given: dict[str, Any] = {"seed": secrets.randbelow(2**32)}
+        given: dict[str, Any] = {}
         plain = ("fps", "seed", "steps", "num_frames", "negative_prompt", "solver", "tier")
         for name in plain:
             if (value := getattr(self, name)) is not None:
                 given[name] = value
+        if self.seed is None:
+            given["seed"] = secrets.randbelow(2**32)
         if self.size is not None:
             given["width"], given["height"] = _sides(self.size)
         if self.seconds is not None:
@@ -168,14 +201,16 @@ def _sides(size: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def _translate(error: ErrorDetails) -> RequestError:
+def _translate(error: ErrorDetails, model: type[BaseModel]) -> RequestError:
     """Pydantic's error as a sentence that says what would be right."""
     path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"])
-    param = path.lstrip(".") or None
+    param = (path.lstrip(".")[:80] or "''") if error["loc"] else None
     kind, context = error["type"], error.get("ctx", {})
     if kind == "extra_forbidden":
         return RequestError(
-            f"{param}: unknown field.{_nearest(str(error['loc'][-1]))}", param, "unknown_field"
+            f"{param}: unknown field.{_nearest(str(error['loc'][-1]), model)}",
+            param,
+            "unknown_field",
         )
     if kind == "missing":
         return RequestError(f"{param}: is required.", param, "missing_field")
@@ -189,10 +224,26 @@ def _translate(error: ErrorDetails) -> RequestError:
     return RequestError(f"{param}: {texts.get(kind, error['msg'])}.", param)
 
 
-def _nearest(name: str) -> str:
-    known = [*CreateVideo.model_fields, "images", "input_reference"]
+def _nearest(name: str, model: type[BaseModel]) -> str:
+    known = [*model.model_fields, "images", "input_reference"]
     near = difflib.get_close_matches(name, known, 1)
     return f" Did you mean {near[0]!r}?" if near else f" Known fields: {', '.join(known)}."
+
+
+class VideoIn(Closed):
+    """A finished video of the caller's."""
+
+    id: str
+
+
+class EditVideo(CreateVideo):
+    """The fields of a request that begins with a video, apart from pictures and the video as a
+    file: POST /v1/videos/edits, /v1/videos/extensions and /v1/videos/{id}/remix."""
+
+    video: VideoIn | None = Field(None, description="Or a file part of this name, MP4")
+    strength: Real | None = Field(
+        None, description="How much is made anew, above 0 and up to 1"
+    )
 
 
 class VideoError(BaseModel):
@@ -207,6 +258,7 @@ class SubjectOut(BaseModel):
 
     name: str
     reference: str
+    id: str | None = Field(None, description="Of the subject, where it is one that is kept")
 
 
 class Forwards(BaseModel):
@@ -216,10 +268,31 @@ class Forwards(BaseModel):
     computed: int
 
 
+class Identity(BaseModel):
+    """How like its subjects a video is; see `engine.likeness` for each figure."""
+
+    overall: float = Field(description="0 to 1: the worst subject's likeness, less for flaws")
+    reached: float | None = Field(description="1: as like as a true clip; 0: as a stranger")
+    strangers: float = Field(description="Characters per frame that nobody asked for")
+    subjects: list[dict[str, Any]] = Field(
+        description="Of each: similarity, missing, looks_like, switched, and copy_paste, which is"
+        " null with one picture: only a second one tells a copy from a good likeness"
+    )
+
+
+class Candidate(BaseModel):
+    """One of several videos made for a request; its files are variants of the content."""
+
+    seed: int
+    overall: float
+    chosen: bool
+
+
 class Timings(BaseModel):
     """Seconds spent, as far as known."""
 
     queued_s: float | None = None
+    fetch_s: float | None = None
     encode_s: float | None = None
     denoise_s: float | None = None
     decode_s: float | None = None
@@ -239,7 +312,9 @@ class Video(BaseModel):
     completed_at: int | None = None
     expires_at: int | None = None
     prompt: str
-    remixed_from_video_id: str | None = None
+    remixed_from_video_id: str | None = Field(
+        None, description="The video that a remix, an edit or an extension began with, by its id"
+    )
     seconds: str
     size: str
     error: VideoError | None = None
@@ -259,6 +334,10 @@ class Video(BaseModel):
     steps: int
     solver: str
     tier: str
+    priority: str
+    identity: Identity | None = Field(None, description="Once it is made, where it can be told")
+    candidates: list[Candidate] = Field(default=[], description="Where several were made")
+    frames_sha256: str | None = Field(None, description="Of the frames, before they were marked")
     forwards: Forwards | None = Field(None, description="Once it is made; tier exact: all of them")
     guidance: dict[str, Any]
     negative_prompt: str
@@ -272,6 +351,17 @@ class VideoPage(BaseModel):
     first_id: str | None
     last_id: str | None
     has_more: bool
+
+
+class VideoUrl(BaseModel):
+    """Where one of a video's files can be read without an API key, until `expires_at` (s since
+    1970) or the video's deletion."""
+
+    id: str
+    object: Literal["video.url"] = "video.url"
+    variant: str
+    url: str
+    expires_at: int
 
 
 class VideoDeleted(BaseModel):

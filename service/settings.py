@@ -6,10 +6,13 @@ environment.
 """
 
 import os
+from typing import Literal
 from urllib.parse import parse_qs, urlsplit
 
 from pydantic import AliasChoices, Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+MAX_PICTURES = 8
 
 
 class Settings(BaseSettings):
@@ -35,20 +38,22 @@ class Settings(BaseSettings):
     blobs_url: str = Field(
         default=".troupe/blobs", description="A folder, file:///folder, or s3://bucket/prefix."
     )
-    s3_endpoint_url: str | None = Field(
-        default=None, description="URL of an S3-compatible store; none: AWS itself."
+    auth: Literal["none", "keys"] = Field(
+        default="none",
+        description="keys: every request needs an API key (troupe keys create); none: all may.",
     )
     preset: str = Field(
         default="miniature",
         description="Name in engine.presets; its limits bound what may be asked.",
     )
-    max_body_mb: float = Field(default=64, gt=0, description="Largest request body, MB.")
     max_picture_mb: float = Field(default=12, gt=0, description="Largest picture file, MB.")
-    max_picture_mpx: float = Field(
-        default=25, gt=0, description="Largest picture, millions of pixels."
-    )
     decode_timeout_s: float = Field(
         default=10, gt=0, description="Seconds one picture may take to decode."
+    )
+    fetch_hosts: str = Field(
+        default="",
+        description="Hosts to fetch pictures from: NAME or NAME:PORT, with commas, * for all public"
+        " ones; none: pictures are uploaded. See service.outward.",
     )
     max_queued: int = Field(
         default=1000, ge=0, description="Waiting jobs before new ones are refused."
@@ -58,11 +63,16 @@ class Settings(BaseSettings):
         gt=0,
         description="Seconds without a heartbeat after which a worker counts as dead.",
     )
+    stall_s: float = Field(
+        default=600,
+        gt=0,
+        description="Seconds without a step forward after which a job is taken from its worker.",
+    )
+    retention_h: float = Field(
+        default=168, gt=0, description="Hours for which an ended job and its files are kept."
+    )
     max_attempts: int = Field(
         default=3, ge=1, description="Starts of one job before it is given up."
-    )
-    backoff_s: float = Field(
-        default=2, ge=0, description="Seconds before the second start; doubles with each."
     )
 
     @field_validator("redis_url", "broker_url")
@@ -71,6 +81,21 @@ class Settings(BaseSettings):
         if url is not None and urlsplit(url).scheme not in {"redis", "rediss", "unix"}:
             raise ValueError("must begin with redis://, rediss:// or unix://")
         return url
+
+    @property
+    def max_body_mb(self) -> float:
+        """Largest request body: as many pictures as any request takes, and some text."""
+        return 1 + MAX_PICTURES * self.max_picture_mb
+
+    @property
+    def max_video_mb(self) -> float:
+        """Largest video file: what the largest body holds."""
+        return MAX_PICTURES * self.max_picture_mb
+
+    @property
+    def backoff_s(self) -> float:
+        """Seconds before the second start of a job that failed; doubles with each."""
+        return self.lease_s / 8
 
     @property
     def decode_children(self) -> int:

@@ -4,7 +4,7 @@ from typing import Literal
 
 from engine.presets import PRESETS
 from engine.spec import Spec
-from service.ledger import Job
+from service.jobs import Job
 from service.schemas import SubjectOut, Timings, Video, VideoError
 
 STATUS: dict[str, Literal["queued", "in_progress", "completed", "failed"]] = {
@@ -22,6 +22,7 @@ MINIATURE_NOTE = (
 def video(job: Job) -> Video:
     """The whole answer of GET /v1/videos/{id}."""
     spec = Spec.from_json(job.request["spec"])
+    frames = job.request.get("frames", spec.num_frames)  # an extension's, with its source's
     return Video(
         id=job.id,
         model=job.request["model"],
@@ -30,7 +31,8 @@ def video(job: Job) -> Video:
         created_at=job.number("created_ms") // 1000,
         completed_at=job.number("finished_ms") // 1000 if job.state == "completed" else None,
         prompt=spec.prompt,
-        seconds=f"{spec.num_frames / spec.fps:g}",
+        remixed_from_video_id=job.request.get("remixed_from"),
+        seconds=f"{frames / spec.fps:g}",
         size=f"{spec.width}x{spec.height}",
         error=_error(job),
         stage=job.text("stage") or job.state,
@@ -43,9 +45,13 @@ def video(job: Job) -> Video:
         warnings=[*job.request.get("warnings", []), *job.result.get("warnings", [])],
         timings=_timings(job),
         model_digest=job.text("digest"),
-        num_frames=spec.num_frames,
+        num_frames=frames,
         fps=spec.fps,
-        seed=spec.seed,
+        seed=job.result.get("seed", spec.seed),
+        priority=job.text("priority") or "normal",
+        identity=job.result.get("identity"),
+        candidates=job.result.get("candidates", []),
+        frames_sha256=job.result.get("frames_sha256"),
         steps=spec.steps,
         solver=spec.solver,
         tier=spec.tier,
@@ -104,7 +110,11 @@ def _error(job: Job) -> VideoError | None:
 
 def _subjects(job: Job) -> list[SubjectOut]:
     return [
-        SubjectOut(name=one["name"], reference=f"/v1/videos/{job.id}/references/{one['name']}")
+        SubjectOut(
+            name=one["name"],
+            reference=f"/v1/videos/{job.id}/references/{one['name']}",
+            id=one.get("subject"),
+        )
         for one in job.request["references"]
     ]
 

@@ -12,8 +12,9 @@ def build_random_model(folder: Path) -> Path:
     """
     import torch
 
-    from engine.checkpoint import Manifest, save_folder, tensor_bytes
+    from engine.checkpoint import tensor_bytes
     from engine.dit import WanDiT
+    from engine.folders import Manifest, save_folder
     from engine.presets import MINIATURE
     from engine.text import build_text_model
     from engine.vae import VAE, build_vae

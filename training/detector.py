@@ -1,9 +1,7 @@
-"""The detector: where do characters stand in a frame?
+"""How the detector (`engine.detector`) learns where characters stand in a frame.
 
-Objects as points (CenterNet, Zhou et al. 2019, arXiv 1904.07850): a heatmap of centres with the
-penalty-reduced focal loss of eq. 1 and, at each centre, the offset in the cell and the log size.
-A generated character may stand anywhere, so measuring needs it: crops come from here, never from
-the boxes of the ground truth.
+As CenterNet (Zhou et al. 2019, arXiv 1904.07850): a heatmap of centres with the penalty-reduced
+focal loss of eq. 1 and, at each centre, the offset in the cell and the log size.
 
 Legend: N frames, H W pixels, h w cells of 4 pixels, K objects of a frame, S=4 box corners (pixels).
 """
@@ -18,51 +16,17 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.convnet import ResidualBlock, load, loop_of, save
-from training.crops import to_unit, wear
+from engine.crops import to_unit
+from engine.detector import STRIDE, Detector, detect
+from training.convnet import loop_of, save
+from training.crops import wear
 from training.gallery import HEIGHT, WIDTH, Gallery
 from training.loop import run as train
 from training.world.backgrounds import paint_background
 
-STRIDE = 4
-MAX_OBJECTS = 6
-THRESHOLD = 0.3
 SEEN = 0.35
 """Visible share of a body above which it has to be found."""
 EMPTY = 0.06
-
-
-class Detector(nn.Module):
-    """Frames [N, 3, H, W] in [-1, 1], H and W multiples of 16 -> maps [N, 5, H/4, W/4]: centre
-    logit, offset x and y in cells, log width and log height in cells."""
-
-    def __init__(self, widths: tuple[int, ...] = (64, 64, 96, 128)) -> None:
-        super().__init__()
-        a, b, c, d = widths
-        # 4x4 pixels become channels at once: convolutions at full size would cost most of the time.
-        self.stem = nn.Sequential(
-            nn.PixelUnshuffle(STRIDE),
-            nn.Conv2d(48, a, 3, 1, 1),
-            ResidualBlock(a, b),
-            ResidualBlock(b, b),
-        )
-        self.down1 = nn.Sequential(ResidualBlock(b, c, 2), ResidualBlock(c, c))
-        self.down2 = nn.Sequential(ResidualBlock(c, d, 2), ResidualBlock(d, d))
-        self.up1 = nn.Sequential(nn.Conv2d(d, c, 1), nn.Upsample(scale_factor=2))
-        self.join1 = ResidualBlock(c, c)
-        self.up2 = nn.Sequential(nn.Conv2d(c, b, 1), nn.Upsample(scale_factor=2))
-        self.join2 = ResidualBlock(b, b)
-        out = nn.Conv2d(b, 5, 3, 1, 1)
-        # A rare foreground: start at p = 0.02, or the first steps only unlearn the background.
-        nn.init.constant_(out.bias, 0.0)  # type: ignore[arg-type]
-        nn.init.constant_(out.bias[:1], -4.0)  # type: ignore[index]
-        self.head = nn.Sequential(nn.BatchNorm2d(b), nn.SiLU(), out)
-
-    def forward(self, frames_NCHW: Tensor) -> Tensor:
-        fine = self.stem(frames_NCHW)
-        mid = self.down1(fine)
-        mid = self.join1(mid + self.up1(self.down2(mid)))
-        return self.head(self.join2(fine + self.up2(mid))).float()
 
 
 @dataclass(frozen=True)
@@ -110,27 +74,6 @@ def loss(maps_N5hw: Tensor, want: Targets) -> dict[str, Tensor]:
     off = F.smooth_l1_loss(maps_N5hw[:, 1:], want.maps_N4hw, reduction="none", beta=0.1).sum(1)
     box = (off * want.centre_Nhw).sum() / objects
     return {"loss": heat + box, "heat": heat.detach(), "box": box.detach()}
-
-
-@dataclass(frozen=True)
-class Detections:
-    """boxes_NKS [N, 6, 4] in pixels; score_NK [N, 6], best first, 0 where there is none."""
-
-    boxes_NKS: Tensor
-    score_NK: Tensor
-
-
-def decode(maps_N5hw: Tensor, threshold: float = THRESHOLD) -> Detections:
-    """Peaks of the heatmap (3x3 maxima above the threshold) with their boxes."""
-    heat = maps_N5hw[:, :1].sigmoid()
-    peak = heat * (F.max_pool2d(heat, 3, 1, 1) == heat) * (heat >= threshold)
-    score, flat = peak.flatten(1).topk(MAX_OBJECTS)
-    width = maps_N5hw.shape[-1]
-    cell = torch.stack([flat % width, flat // width], -1)
-    maps = maps_N5hw[:, 1:].flatten(2).gather(2, flat[:, None].expand(-1, 4, -1)).transpose(1, 2)
-    centre = (cell + 0.5 + maps[..., :2]) * STRIDE
-    half = maps[..., 2:].clamp(-2, 4).exp() * STRIDE / 2
-    return Detections(torch.cat([centre - half, centre + half], -1), score)
 
 
 def overlap(a_KS: Tensor, b_LS: Tensor) -> Tensor:
@@ -186,13 +129,6 @@ def _nobody(dice: torch.Generator) -> Tensor:
     return (flat + noise * (kind % 4 > 1)).clamp(-1, 1)
 
 
-@torch.no_grad()
-def detect(net: Detector, frames_NHWC: Tensor, threshold: float = THRESHOLD) -> Detections:
-    """uint8 frames [N, H, W, 3] -> who stands where."""
-    frames = to_unit(frames_NHWC).contiguous(memory_format=torch.channels_last)
-    return decode(net(frames), threshold)
-
-
 def train_loss(net: nn.Module, batch: Batch) -> dict[str, Tensor]:
     """The loss of a batch, with the maps that it should have given."""
     want = targets(batch.boxes_NKS, batch.present_NK, *batch.frames_NCHW.shape[-2:])
@@ -243,11 +179,6 @@ def draw_sheet(net: Detector, gallery: Gallery, path: Path) -> None:
                 pen.text((float(box[0]) + 2, float(box[1]) + 1), f"{float(score):.2f}")
         sheet.paste(picture, (i % 6 * WIDTH * 3, i // 6 * HEIGHT * 3))
     sheet.save(path)
-
-
-def load_detector(path: Path) -> Detector:
-    """The detector of a file written by the recipe, ready to measure."""
-    return load(Detector(), path)
 
 
 def train_detector(gallery: Gallery, held_out: Gallery, folder: Path, steps: int = 240) -> None:

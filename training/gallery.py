@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from training.crops import cut, squares, to_unit
+from engine.crops import cut, squares, to_unit
 from training.world.identity import (
     FACTOR_NAMES,
     FACTORS,

@@ -1,4 +1,4 @@
-"""The identity encoder: a crop of one character -> a unit vector that says who it is.
+"""How the identity encoder (`engine.identity`) learns who is who.
 
 Trained with the additive angular margin of ArcFace (Deng et al. 2019, arXiv 1801.07698, eq. 3) over
 thousands of characters and their near-twins, each seen in many poses, lights, expressions and
@@ -18,35 +18,19 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from engine.crops import cut, to_unit
+from engine.identity import DIM, IdentityEncoder, reference_crops
 from training import detector
-from training.convnet import Trunk, load, loop_of, save
-from training.crops import CROP, cut, jitter, occlude, to_unit, wear
+from training.convnet import loop_of, save
+from training.crops import jitter, occlude, wear
 from training.gallery import SIZES, SLACK, VIEW, Gallery, load_or_build, many_values
 from training.loop import run as train
 from training.world import oracle
 
 FOLDER = Path("runs/identity")
 NUM_IDENTITIES, NUM_HELD_OUT = 8000, 400
-WIDTHS = (48, 96, 192)
-DIM = 128
 MARGIN, MARGIN_STEPS = 0.25, 200
 BATCH = 128
-
-
-class IdentityEncoder(nn.Module):
-    """Crops [N, 3, 48, 48] in [-1, 1] -> unit vectors [N, 128]; the cosine of two of them is the
-    similarity of two characters."""
-
-    def __init__(self, widths: tuple[int, ...] = WIDTHS, dim: int = DIM) -> None:
-        super().__init__()
-        self.trunk = Trunk(widths)
-        # Flatten, not average: where a colour sits (hat, body) is part of who it is.
-        self.squeeze = nn.Conv2d(widths[-1], 48, 1)
-        self.head = nn.Linear(48 * 36, dim)
-
-    def forward(self, crops_NCHW: Tensor) -> Tensor:
-        h = self.squeeze(self.trunk(crops_NCHW)).flatten(1)
-        return F.normalize(self.head(h).float(), dim=-1)
 
 
 class ArcMargin(nn.Module):
@@ -93,13 +77,6 @@ class Batch:
     crops_NCHW: Tensor
     labels_N: Tensor
     margin: float
-
-
-def reference_crops(references: Tensor) -> Tensor:
-    """Reference pictures uint8 [..., 64, 64, 3] -> crops [N, 3, 48, 48]: the whole picture."""
-    pictures = to_unit(references.flatten(0, -4))
-    half, side = pictures.shape[-1] / 2, float(pictures.shape[-1])
-    return cut(pictures, torch.tensor([[half, half, side]]).expand(len(pictures), 3), CROP)
 
 
 def draw_crops(gallery: Gallery, who_N: Tensor, *, amount: float, clean: bool = False) -> Tensor:
@@ -182,11 +159,6 @@ def draw_sheet(encoder: IdentityEncoder, gallery: Gallery, path: Path, rows: int
     lines = [torch.cat([views[i], references[i], *references[best[i]]], -1) for i in range(rows)]
     pixels = ((torch.cat(lines, -2) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0)
     Image.fromarray(pixels.numpy()).save(path)
-
-
-def load_identity(path: Path) -> IdentityEncoder:
-    """The encoder of a file written by `run`, ready to measure."""
-    return load(IdentityEncoder(), path)
 
 
 def _encoder(model: nn.Module) -> IdentityEncoder:

@@ -22,8 +22,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.convnet import ResidualBlock, load, loop_of, save
-from training.crops import cut, jitter, squares
+from engine.convnet import ResidualBlock, load
+from engine.crops import cut, squares
+from training.convnet import loop_of, save
+from training.crops import jitter
 from training.data.shards import ShardFolder, Table
 from training.gallery import SIZES
 from training.loop import run as train
@@ -196,7 +198,8 @@ def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
     """{"loss"}: cross-entropy, summed over the factors. A hat that is not there has no colour."""
     crops_NCHW, factors_NF = batch
     parts = model(crops_NCHW).split(SIZES, 1)
-    return {"loss": sum(F.cross_entropy(p, factors_NF[:, i]) for i, p in enumerate(parts))}
+    losses = [F.cross_entropy(p, factors_NF[:, i]) for i, p in enumerate(parts)]
+    return {"loss": sum(losses, start=torch.zeros(()))}
 
 
 @torch.no_grad()

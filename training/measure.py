@@ -11,7 +11,6 @@ values, K box corners (left, top, right, bottom, pixels).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +18,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from training.crops import cut, squares, to_unit
-from training.detector import Detector, detect, load_detector
-from training.identity import DIM, IdentityEncoder, load_identity, reference_crops
+from engine.detector import Detector, find, load_detector
+from engine.identity import IdentityEncoder, embed, load_identity, reference_crops
+from engine.matching import (
+    NOBODY,
+    SMOOTH,
+    Floats,
+    Seen,
+    assign,
+    centres,
+    copy_paste,
+    matched,
+    portrait,
+)
 from training.world import oracle as oracle_
 from training.world.clip import Clip
 from training.world.identity import FACTOR_NAMES
@@ -35,10 +44,6 @@ GATE = 0.3
 CROWD = 0.16
 """Frame heights: how far from its place a character may stand, and how near another one's place
 makes the frame say nothing about who stands where."""
-SMOOTH = 0.7
-NOBODY = -1
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -60,18 +65,14 @@ class Instruments:
 
 
 @dataclass(frozen=True)
-class Observation:
-    """One clip as the instruments see it. boxes_TDK pixels; real_TD bool; embedding_TDE unit;
-    logits_TDV and tilt_TD (radians) by the oracle; background, light indices; height in pixels."""
+class Observation(Seen):
+    """One clip as the instruments see it: logits_TDV and tilt_TD (radians) by the oracle;
+    background, light indices."""
 
-    boxes_TDK: Floats
-    real_TD: NDArray[np.bool_]
-    embedding_TDE: Floats
     logits_TDV: Floats
     tilt_TD: Floats
     background: int
     light: int
-    height: int
 
 
 @dataclass(frozen=True)
@@ -100,89 +101,27 @@ def embed_references(tools: Instruments, references: NDArray[np.uint8]) -> Float
 def observe(tools: Instruments, frames: NDArray[np.uint8], most: int = 6) -> Observation:
     """uint8 frames [T, H, W, 3] of one clip, every second of them; at most `most` per frame."""
     pixels = torch.from_numpy(np.ascontiguousarray(frames[::EVERY]))
-    found = detect(tools.detector, pixels)
-    real_TD = found.score_NK[:, :most] > 0
-    most = max(1, int(real_TD.sum(1).max()))
-    real_TD, boxes_TDK = real_TD[:, :most], found.boxes_NKS[:, :most]
-    embedding = torch.zeros(*real_TD.shape, DIM)
+    found = find(tools.detector, pixels, most)
+    real_TD = found.real_TD
     logits, tilt = torch.zeros(*real_TD.shape, sum(oracle_.SIZES)), torch.zeros(real_TD.shape)
     if real_TD.any():
-        which = real_TD.nonzero()
-        crops = cut(to_unit(pixels)[which[:, 0]], squares(boxes_TDK[real_TD]))
-        reading = oracle_.read(tools.oracle, crops)
-        embedding[real_TD] = tools.identity(crops.contiguous(memory_format=torch.channels_last))
+        reading = oracle_.read(tools.oracle, found.crops_NCHW)
         logits[real_TD], tilt[real_TD] = reading.logits_NV, reading.tilt_N
     background, light = oracle_.read_place(tools.oracle, pixels)
     return Observation(
-        _array(boxes_TDK),
+        _array(found.boxes_TDK),
         real_TD.numpy(),
-        _array(embedding),
+        _array(embed(tools.identity, found)),
+        frames.shape[1],
         _array(logits),
         _array(tilt),
         background,
         light,
-        frames.shape[1],
     )
 
 
 def _array(x: Tensor) -> Floats:
     return x.double().numpy()
-
-
-def centres(boxes: Floats) -> Floats:
-    """[..., 4] -> [..., 2]."""
-    return (boxes[..., :2] + boxes[..., 2:]) / 2
-
-
-def assign(
-    gain_TDS: Floats, real_TD: NDArray[np.bool_], centre_TD2: Floats, smooth: float
-) -> NDArray[np.int64]:
-    """Who is who: detection of each subject in each frame [T, S], NOBODY where there is none.
-
-    The best permutation of every frame for `smooth` = 0; otherwise the best sequence of
-    permutations (Viterbi), where moving by a frame height costs `smooth`. `centre_TD2` is in frame
-    heights. No detection is given twice, and none is left over while a subject lacks one.
-    """
-    num_frames, num_found, num_subjects = gain_TDS.shape
-    ways = [
-        w
-        for w in product([NOBODY, *range(num_found)], repeat=num_subjects)
-        if len(set(w) - {NOBODY}) == sum(d != NOBODY for d in w)
-    ]
-    ways_WS = np.array(ways)
-    given = ways_WS != NOBODY
-    # Every match earns 2 beyond its cosine, so that leaving one out never pays.
-    value_TWS = np.where(given, gain_TDS[:, ways_WS, np.arange(num_subjects)] + 2, 0.0)
-    unreal_TW = (given & ~real_TD[:, ways_WS]).any(-1)
-    score_TW = np.where(unreal_TW, -1e9, value_TWS.sum(-1))
-    total_W, back = score_TW[0], []
-    for t in range(1, num_frames):
-        step_WW = total_W[:, None] - smooth * _moves(ways_WS, centre_TD2[t - 1], centre_TD2[t])
-        back.append(step_WW.argmax(0))
-        total_W = step_WW.max(0) + score_TW[t]
-    path = [int(total_W.argmax())]
-    for pointers in reversed(back):
-        path.append(int(pointers[path[-1]]))
-    return ways_WS[path[::-1]]
-
-
-def _moves(ways_WS: NDArray[np.int64], before_D2: Floats, now_D2: Floats) -> Floats:
-    """Summed way of all subjects from one permutation to another, [W before, W now]; appearing
-    and disappearing cost nothing."""
-    way_DD = np.linalg.norm(before_D2[:, None] - now_D2[None], axis=-1)
-    padded = np.pad(way_DD, ((0, 1), (0, 1)))  # index -1 is the zero row and column
-    return padded[ways_WS[:, None, :], ways_WS[None, :, :]].sum(-1)
-
-
-def matched(
-    seen: Observation, references_SE: Floats, smooth: float = 0.0
-) -> tuple[NDArray[np.int64], Floats]:
-    """(detection of each subject per frame [T, S], its cosine to the reference [T, S], 0 where
-    there is none)."""
-    cosine_TDS = seen.embedding_TDE @ references_SE.T
-    who_TS = assign(cosine_TDS, seen.real_TD, centres(seen.boxes_TDK) / seen.height, smooth)
-    picked = np.take_along_axis(cosine_TDS, np.maximum(who_TS, 0)[:, None, :], axis=1)[:, 0]
-    return who_TS, np.where(who_TS == NOBODY, 0.0, picked)
 
 
 def shown(clip: Clip) -> NDArray[np.bool_]:
@@ -257,29 +196,6 @@ def _factors(seen: Observation, clip: Clip, references_SE: Floats) -> Floats:
         told = oracle_.agreement(oracle_.decide(logits), role.identity)
         rows[k] = [told.get(name, np.nan) for name in FACTOR_NAMES]
     return rows
-
-
-def portrait(seen: Observation, references_SE: Floats) -> Floats:
-    """Mean unit embedding [S, E] of each subject over the clip; zero where it is never found."""
-    who_TS, _ = matched(seen, references_SE, SMOOTH)
-    rows = np.arange(len(who_TS))[:, None]
-    picked = np.where((who_TS == NOBODY)[..., None], 0.0, seen.embedding_TDE[rows, who_TS]).sum(0)
-    return picked / np.maximum(np.linalg.norm(picked, axis=-1, keepdims=True), 1e-9)
-
-
-def copy_paste(generated_SE: Floats, truth_SE: Floats, references_SE: Floats) -> Floats:
-    """MultiID-Bench's score [S]: (angle to truth - angle to reference) / angle between those two.
-
-    -1: looks like the clip that was asked for; +1: a copy of the reference; 0 where the reference
-    and the truth coincide.
-    """
-
-    def angle(a: Floats, b: Floats) -> Floats:
-        return np.arccos(np.clip((a * b).sum(-1), -1, 1))
-
-    between = angle(truth_SE, references_SE)
-    score = angle(generated_SE, truth_SE) - angle(generated_SE, references_SE)
-    return np.where(between < 1e-6, 0.0, score / np.maximum(between, 1e-6))
 
 
 def score(seen: Observation, clip: Clip, references_SE: Floats, truth_SE: Floats) -> Score:

@@ -1,7 +1,10 @@
 """Recipe `miniature_publish`: from finished runs to the model folder that ships.
 
-Gathers the exported weights, writes them with a manifest (sha256 of every file, the recipes and
-their lengths, the evaluation if there is one) into models/miniature, whole or not at all.
+Gathers the exported weights and writes them with a manifest (sha256 of every file, the recipes and
+their lengths, the model that it follows, the evaluation) into models/miniature, whole or not at
+all. Without an evaluation of these very weights it writes runs/candidate, to be evaluated; what
+keeps characters less far than the model that it would replace is refused, except by
+`miniature_publish_anyway`.
 
 The transformer's matrices are rounded to a grid of GRID steps per root mean square and stored as
 int8: git keeps every version for ever, and so a file packs into a third of the room. What ships is
@@ -12,14 +15,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 import sys
+from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from engine.checkpoint import Manifest, on_grid, read_tensors, save_folder, tensor_bytes
+from engine.checkpoint import on_grid, read_tensors, tensor_bytes
 from engine.errors import CheckpointError
+from engine.evaluation import shortfalls
+from engine.folders import MANIFEST, Manifest, read_manifest, save_folder
 from training.report import read_log, smooth
 
 # File in the model folder: where its recipe leaves it, below runs/.
@@ -34,6 +42,7 @@ FILES = {
     "detector.safetensors": "identity",
     "oracle.safetensors": "identity",
 }
+CANDIDATE = "runs/candidate"  # what would ship, before it is evaluated
 GRID = 3
 DIT = f"{FILES['dit.safetensors']}/dit.safetensors"
 STATES = {
@@ -59,11 +68,11 @@ def lineage(runs: Path) -> dict[str, Any]:
     return found
 
 
-def _require_own(evaluation: dict[str, Any], dit: bytes) -> None:
+def _require_own(evaluation: Mapping[str, Any], dit: bytes) -> None:
     if evaluation.get("still") or evaluation.get("dit") != hashlib.sha256(dit).hexdigest():
         raise CheckpointError(
-            "the evaluation is not of the videos of what would ship: put runs/evaluation.json"
-            " away, publish, save the last line of `python -m bench.identity --json` there, and"
+            f"there is no evaluation of the videos of what would ship: save the last line of"
+            f" `python -m bench.identity --json --model {CANDIDATE}` in runs/evaluation.json, and"
             " publish again"
         )
 
@@ -103,12 +112,10 @@ def draw_lineage(runs: Path, path: Path) -> None:
     figure.savefig(path, dpi=80, format="png")
 
 
-def publish(runs: Path, target: Path, evaluation: dict[str, Any] | None = None) -> Manifest:
-    """Writes the model folder `target` from what stands in `runs`, replacing an older one.
+def gather(runs: Path) -> dict[str, bytes | Path]:
+    """The files of the model that stands in `runs`, the transformer on its grid.
 
-    Raises:
-        FileNotFoundError: a run has not exported its file; the message names it.
-        CheckpointError: the evaluation is of stills, or of another transformer than what ships.
+    Raises FileNotFoundError: a run has not exported its file; the message names it.
     """
     files: dict[str, bytes | Path] = {}
     for name, run in FILES.items():
@@ -119,19 +126,67 @@ def publish(runs: Path, target: Path, evaluation: dict[str, Any] | None = None) 
     dit: dict[str, Tensor] = {}
     for name, tensor in read_tensors(runs / DIT).items():
         dit |= on_grid(name, tensor, GRID)
-    files["dit.safetensors"] = shipped = tensor_bytes(dit)
-    if evaluation:
-        _require_own(evaluation, shipped)
-    manifest = Manifest("miniature", lineage=lineage(runs), evaluation=evaluation or {})
+    return files | {"dit.safetensors": tensor_bytes(dit)}
+
+
+def publish(
+    runs: Path, target: Path, evaluation: Mapping[str, Any] | None, anyway: bool = False
+) -> Manifest:
+    """Writes the model folder `target` from what stands in `runs`, replacing an older one, which
+    becomes its parent.
+
+    Args:
+        evaluation: of the very weights that ship, see `bench.identity`.
+        anyway: also where it keeps characters less far than its parent.
+
+    Raises:
+        FileNotFoundError: a run has not exported its file; the message names it.
+        CheckpointError: the evaluation is missing, of stills, or of another transformer than what
+            ships, or the model is worse than its parent.
+    """
+    files = gather(runs)
+    shipped = files["dit.safetensors"]
+    assert isinstance(shipped, bytes)
+    _require_own(evaluation or {}, shipped)
+    told = lineage(runs) | {"code": code_version()}
+    parent = read_manifest(target) if (target / MANIFEST).exists() else None
+    if parent is not None:
+        worse = shortfalls(evaluation or {}, parent.evaluation)
+        if worse and not anyway:
+            raise CheckpointError(
+                f"worse than {target}: {'; '.join(worse)}; `troupe train miniature_publish_anyway`"
+                " insists"
+            )
+        told["parent"] = parent.digest()
+    manifest = Manifest("miniature", lineage=told, evaluation=evaluation or {})
     return save_folder(target, manifest, files, overwrite=True)
 
 
-def run() -> None:
+def code_version() -> str:
+    """The commit that this is run from; where there is none, the version."""
+    told = subprocess.run(
+        ["git", "rev-parse", "HEAD"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return told.stdout.strip() if told.returncode == 0 else version("troupe")
+
+
+def run(anyway: bool = False) -> None:
     """models/miniature from runs/, with runs/evaluation.json (the last line of bench.identity);
     and docs/curves.png for the model card."""
-    runs = Path("runs")
+    runs, target = Path("runs"), Path("models/miniature")
     report = runs / "evaluation.json"
     evaluation = json.loads(report.read_text()) if report.exists() else None
-    manifest = publish(runs, Path("models/miniature"), evaluation)
+    draft = Manifest("miniature", lineage=lineage(runs))
+    save_folder(Path(CANDIDATE), draft, gather(runs), overwrite=True)
+    manifest = publish(runs, target, evaluation, anyway)
     draw_lineage(runs, Path("docs/curves.png"))
-    sys.stdout.write(f"models/miniature: {len(manifest.files)} files, {manifest.digest()[:16]}\n")
+    sys.stdout.write(f"{target}: {len(manifest.files)} files, {manifest.digest()[:16]}\n")
+
+
+def run_anyway() -> None:
+    """The same, also where the model is worse than the one that it replaces."""
+    run(anyway=True)

@@ -220,7 +220,7 @@ def train(config: SftConfig, folder: Path | None = None) -> Outcome:
         loss_fn,
         loader.batch,
         sheet_fn=sheet,
-        export_fn=partial(export, config=config),
+        export_fn=partial(export, adapters=config.lora > 0),
         folder=folder,
         shard=shard,
         around=around,
@@ -240,9 +240,9 @@ def compiled(dit: WanDiT) -> WanDiT:
     return dit
 
 
-def export(ema: nn.Module, folder: Path, config: SftConfig) -> None:
-    """dit.safetensors (bf16); under LoRA the adapters as they are and the merged model."""
-    if config.lora:
+def export(ema: nn.Module, folder: Path, adapters: bool) -> None:
+    """dit.safetensors (bf16); with adapters both they alone and the model with them merged."""
+    if adapters:
         lora.save(ema, folder / "lora.safetensors")
         ema = lora.merged(ema)
     tensors = {name: dist.whole(tensor) for name, tensor in ema.state_dict().items()}

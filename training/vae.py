@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -175,5 +176,6 @@ def export_fn(model: nn.Module, folder: Path) -> None:
 def run() -> Outcome:
     """Trains, resumes, exports runs/miniature_vae/vae.safetensors."""
     torch.manual_seed(CONFIG.seed)
-    return run_loop(CONFIG, build(MINIATURE.vae), loss_fn, batch_fn,
+    model: Any = build(MINIATURE.vae)  # a module, which diffusers' types do not say
+    return run_loop(CONFIG, model, loss_fn, batch_fn,
                     sheet_fn=sheet_fn, export_fn=export_fn)

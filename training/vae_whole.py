@@ -12,17 +12,19 @@ Legend: B batch, C channels, T frames, H W height, width. Tensors are channels_l
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders import autoencoder_kl_wan as wan
 from torch import Tensor, nn
 
 _MIN_CHANNELS = 16
 
 
-def encode(vae: AutoencoderKLWan, x_BCTHW: Tensor) -> Tensor:
-    """Posterior mean, not normalised: [B, 3, 1+4n, H, W] in [-1, 1] -> [B, z, 1+n, H/s, W/s]."""
+def encode(vae: Any, x_BCTHW: Tensor) -> Tensor:
+    """Posterior mean of an AutoencoderKLWan, not normalised: [B, 3, 1+4n, H, W] in [-1, 1] ->
+    [B, z, 1+n, H/s, W/s]."""
     net = vae.encoder
     x = _conv(net.conv_in, x_BCTHW.contiguous(memory_format=torch.channels_last_3d))
     for block in net.down_blocks:
@@ -31,7 +33,7 @@ def encode(vae: AutoencoderKLWan, x_BCTHW: Tensor) -> Tensor:
     return _conv(vae.quant_conv, x)[:, : vae.config.z_dim]
 
 
-def decode(vae: AutoencoderKLWan, z_BCTHW: Tensor) -> Tensor:
+def decode(vae: Any, z_BCTHW: Tensor) -> Tensor:
     """Pixels, not clamped: the inverse shapes of `encode`."""
     net = vae.decoder
     z = z_BCTHW.contiguous(memory_format=torch.channels_last_3d)
@@ -41,7 +43,7 @@ def decode(vae: AutoencoderKLWan, z_BCTHW: Tensor) -> Tensor:
     return _conv(net.conv_out, F.silu(_norm(net.norm_out, x)))
 
 
-def _down(block: wan.WanResidualDownBlock, x: Tensor) -> Tensor:
+def _down(block: Any, x: Tensor) -> Tensor:
     y = x
     for resnet in block.resnets:
         y = _residual(resnet, y)
@@ -50,7 +52,7 @@ def _down(block: wan.WanResidualDownBlock, x: Tensor) -> Tensor:
     return y + block.avg_shortcut(x)
 
 
-def _up(block: wan.WanResidualUpBlock, x: Tensor) -> Tensor:
+def _up(block: Any, x: Tensor) -> Tensor:
     y = x
     for resnet in block.resnets:
         y = _residual(resnet, y)
@@ -59,7 +61,7 @@ def _up(block: wan.WanResidualUpBlock, x: Tensor) -> Tensor:
     return y if block.avg_shortcut is None else y + block.avg_shortcut(x, first_chunk=True)
 
 
-def _mid(block: wan.WanMidBlock, x: Tensor) -> Tensor:
+def _mid(block: Any, x: Tensor) -> Tensor:
     x = _residual(block.resnets[0], x)
     for attention, resnet in zip(block.attentions, block.resnets[1:], strict=True):
         x = _residual(resnet, _attention(attention, x))
@@ -93,7 +95,7 @@ def _norm_rows(norm: wan.WanRMS_norm, rows: Tensor) -> Tensor:
     return (rows * scale * norm.gamma.flatten()).to(rows.dtype)
 
 
-def _downsample(block: wan.WanResample, x: Tensor) -> Tensor:
+def _downsample(block: Any, x: Tensor) -> Tensor:
     y = _per_frame(block.resample[1], F.pad(x, (0, 1, 0, 1)), stride=2, padding=0)
     if block.mode == "downsample2d" or y.shape[2] == 1:
         return y
@@ -102,7 +104,7 @@ def _downsample(block: wan.WanResample, x: Tensor) -> Tensor:
     return torch.cat([y[:, :, :1], later.to(y.dtype)], dim=2)
 
 
-def _upsample(block: wan.WanResample, x: Tensor) -> Tensor:
+def _upsample(block: Any, x: Tensor) -> Tensor:
     if block.mode == "upsample3d" and x.shape[2] > 1:
         later = _conv(block.time_conv, x[:, :, 1:])
         b, c, t, h, w = later.shape
@@ -128,7 +130,7 @@ def _conv(conv: wan.WanCausalConv3d, x: Tensor) -> Tensor:
     if conv.kernel_size == (1, 1, 1):
         y = F.linear(x.movedim(1, -1), conv.weight.flatten(1), conv.bias)
         return y.movedim(-1, 1)
-    weight, bias = conv.weight, conv.bias
+    weight, bias = conv.weight, cast(Tensor, conv.bias)
     missing_in = max(_MIN_CHANNELS - conv.in_channels, 0)
     missing_out = max(_MIN_CHANNELS - conv.out_channels, 0)
     if missing_in or missing_out:

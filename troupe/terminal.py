@@ -38,6 +38,25 @@ def busy(what: str) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def waiting(what: str) -> Iterator[Callable[[str], None]]:
+    """A function that says what is waited for now: beside a spinner, or without a terminal in a
+    line for each change."""
+    if err.is_terminal:
+        with err.status(what) as status:
+            yield status.update
+        return
+    told: list[str] = []
+
+    def tell(line: str) -> None:
+        if told[-1:] != [line]:
+            told.append(line)
+            err.print(line, markup=False)
+
+    tell(what)
+    yield tell
+
+
 def progress_bar(shown: bool = True) -> Progress:
     """Percent, stage and elapsed time; a quiet line per change where there is no terminal."""
     return Progress(

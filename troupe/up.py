@@ -11,7 +11,7 @@ import typer
 
 from troupe.processes import ChildFailed, Supervisor
 from troupe.stack import Plan, Stack, StackError, Stopped
-from troupe.terminal import err, fail, out
+from troupe.terminal import err, fail, out, waiting
 
 MODEL = Path("models/miniature")
 STATE = Path(".troupe")
@@ -31,7 +31,7 @@ def up(
         ),
     ] = 0,
 ) -> None:
-    """Serve until Ctrl-C: gateway with the studio page, one worker, the reaper, and Redis.
+    """Serve until Ctrl-C: gateway with the studio page, one worker, reaper, courier, and Redis.
 
     With REDIS_URL set, that Redis is used; else a bundled one, whose data stay in the state folder.
     """
@@ -57,9 +57,9 @@ def start(plan: Plan, supervisor: Supervisor, stop: threading.Event) -> Stack:
     Raises Stopped when `stop` is set meanwhile, ChildFailed when a process will not stay up.
     """
     try:
-        with err.status("Starting the service") as status:
+        with waiting("Starting the service") as tell:
             stack = Stack.start(plan, supervisor)
-            stack.wait_ready(lambda missing: status.update(f"Starting: {missing}"), stop.is_set)
+            stack.wait_ready(lambda missing: tell(f"Starting: {missing}"), stop.is_set)
     except StackError as error:
         fail(str(error), error.remedy)
     return stack

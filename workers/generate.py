@@ -1,60 +1,96 @@
-"""THE task: a doorbell comes in with an id; claim the job, make the video, commit it.
+"""THE task: a doorbell rings; claim the job whose turn it is, make the video, commit it.
 
-The ledger decides at every point. A claim that is refused ends the task quietly, a heartbeat
-that is answered with anything but ok ends the work at that step, and a commit with a stale token
-changes nothing. Celery learns only whether the doorbell was answered.
+The doorbell's ref says who rang, not what to do. The ledger decides at every point: which job it
+is, if any; a heartbeat that is answered with anything but ok ends the work at that step, and a
+commit with a stale token changes nothing. Celery learns only whether the doorbell was answered.
 """
 
 import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from celery import shared_task
 
 from engine.errors import Cancelled, SpecError, TroupeError
-from engine.spec import Reference, Spec
+from service import traces
 from service.doorbell import TASK
 from service.errors import BlobError, LedgerDown
-from service.ledger import CANCELLED, Claim
+from service.jobs import Claim
+from service.ledger import CANCELLED
+from service.logs import about, named
+from service.refs import home
+from workers.attempt import Attempt
 from workers.boot import Station, station
-from workers.encode import encodings_of, forget
-from workers.work import Work, fetch
+from workers.work import Work
 
 if TYPE_CHECKING:
     from engine.pipeline import Engine
-    from engine.video import Video
 
 log = logging.getLogger(__name__)
 COMMIT_TRIES = 8
+T = TypeVar("T")
 
 
 @shared_task(name=TASK)  # type: ignore[untyped-decorator]
-def generate(job_id: str) -> None:
+def generate(ref: str) -> None:
     """Answer one doorbell."""
     place = station()
     with place.heeding_sigterm():
-        answer(job_id, place)
+        answer(place)
 
 
-def answer(job_id: str, place: Station) -> str:
-    """Work on a job if it is there to be worked on. Returns how that ended, for the log."""
-    if place.engine is None:
-        log.warning("%s stays queued: this worker has no engine", job_id)
+def answer(place: Station) -> str:
+    """Work on the job whose turn it is. Returns how that ended, for the log."""
+    engine = place.engine
+    if engine is None:
+        log.warning("nothing taken: this worker has no engine")
         return "unfit"
-    claim = place.ledger.claim(job_id, holder=uuid.uuid4().hex)
-    if isinstance(claim, str):
-        log.info("%s not taken: %s", job_id, claim)
-        return claim
-    place.take(job_id)
-    try:
-        outcome = carry_out(claim, place, place.engine)
-    finally:
-        place.take("")
-    log.info("%s attempt %d: %s", job_id, claim.attempt, outcome)
+    if place.shelf.refusal:
+        log.warning("nothing taken: %s", place.shelf.refusal)
+        return "unfit"
+    claim = _claim(place, engine)
+    if claim is None:
+        return "none"
+    told = {"attempt": claim.attempt, "token": claim.token}
+    with place.using, about(claim.ref, **told), _traced(claim, place, told):
+        place.take(claim.ref)
+        try:
+            outcome = carry_out(claim, place, engine)
+        finally:
+            place.take("")
+            place.ring_next(claim.ref)
+        traces.note(outcome=outcome)
+        made_by = {"model_digest": engine.digest}  # known only now: a claim may change weights
+        log.info("%s attempt %d: %s", claim.ref, claim.attempt, outcome, extra=made_by)
     return outcome
+
+
+@contextmanager
+def _traced(claim: Claim, place: Station, told: dict[str, Any]) -> Iterator[None]:
+    """A span around the attempt. The first writes down where it is, for later ones to link to."""
+    about_it = named(claim.ref) | told
+    with traces.span("attempt", claim.trace, claim.first_trace, **about_it):
+        here = traces.carried()
+        if here and not claim.first_trace:
+            with suppress(LedgerDown):
+                place.ledger.beat(claim, first_trace=here)
+        yield
+
+
+def _claim(place: Station, engine: "Engine") -> Claim | None:
+    """Asked again with the same holder while Redis is away: an answer may have got lost."""
+    holder = uuid.uuid4().hex
+    try:
+        return patiently(
+            lambda: place.ledger.claim(holder, place.id, engine.tiers), place.leaving, tries=3
+        )
+    except LedgerDown:
+        log.warning("nothing taken: no ledger")
+        return None
 
 
 def carry_out(claim: Claim, place: Station, engine: "Engine") -> str:
@@ -62,28 +98,41 @@ def carry_out(claim: Claim, place: Station, engine: "Engine") -> str:
     work = Work(claim, place)
     try:
         with work.leased():
-            result = _make(claim, place, engine, work)
+            if not place.fit(claim.ref):
+                work.stopped = "leave"
+                raise Cancelled("no engine")
+            traces.note(model_digest=engine.digest)
+            result = Attempt(claim, place, engine, work).make()
             word = _commit(claim, place, result)
         if word == "ok":
+            _count(place, False, result)
+            work.settle()
             return "completed"
     except Cancelled:
         word = work.stopped
     except LedgerDown:
         # The lease runs out by itself; the reaper queues the job again when Redis is back.
-        log.warning("%s left to the reaper: no ledger", claim.job_id)
+        log.warning("%s left to the reaper: no ledger", claim.ref)
         return "adrift"
     except SpecError as error:
         word = place.ledger.fail(claim, "invalid_request", str(error), retry=False)
     except BlobError as error:
         word = place.ledger.fail(claim, error.code, str(error), retry=True)
     except TroupeError as error:
+        _count(place, True)
         word = place.ledger.fail(claim, "generation_failed", str(error), retry=True)
-    except Exception as error:  # the engine's: recorded, told to the client, and raised on
-        log.exception("%s failed", claim.job_id)
-        place.ledger.fail(claim, "engine_error", _told(error), retry=True)
-        work.clear()
-        raise
+    except Exception as error:  # the engine's: recorded and told; Celery dies of a MemoryError
+        log.exception("%s failed", claim.ref)
+        _count(place, True)
+        word = place.ledger.fail(claim, "engine_error", _told(error), retry=True)
     return _settle(claim, place, work, word)
+
+
+def _count(place: Station, failed: bool, result: dict[str, Any] | None = None) -> None:
+    """How a job went with the weights that it was made with."""
+    if place.reload is not None:
+        likeness = (result or {}).get("identity") or {}
+        place.reload.note(failed, likeness.get("overall"))
 
 
 def _told(error: Exception) -> str:
@@ -97,42 +146,12 @@ def _settle(claim: Claim, place: Station, work: Work, word: str) -> str:
     elif word == "leave":
         place.ledger.hand_back(claim)
     work.clear()
+    if word in {"ok", "cancel"}:
+        work.discard()
     if word == "gone":
-        place.blobs.delete(f"videos/{claim.job_id}")
-        place.ledger.bury(claim.job_id)
+        place.blobs.delete(home(claim.ref))
+        place.ledger.bury(claim.ref)
     return "failed" if word == "ok" else word
-
-
-def _make(claim: Claim, place: Station, engine: "Engine", work: Work) -> dict[str, Any]:
-    """The video and its pictures, stored; returns the result as the record will hold it."""
-    spec = Spec.from_json(claim.request["spec"])
-    references = [fetch(place, one) for one in claim.request["references"]]
-    work.begin(engine.digest)
-    video = _generate(claim.job_id, place, engine, work, spec, references)
-    work.enter("store")
-    result = work.keep(video, references)
-    work.enter("commit")
-    if video.made is not None:
-        result["forwards"] = {"asked": video.made.asked, "computed": video.made.computed}
-    return {**result, "timings": work.timings, "attempt": claim.attempt}
-
-
-def _generate(
-    job_id: str,
-    place: Station,
-    engine: "Engine",
-    work: Work,
-    spec: Spec,
-    references: Sequence[Reference],
-) -> "Video":
-    """The video, from encodings of another worker's where this one has no encoders."""
-    if place.runtime.encoders != "remote":
-        return engine.generate(spec, references, work.on_progress)
-    try:
-        encoded = encodings_of(job_id, place, engine.digest, work.hear)
-        return engine.generate(spec, references, work.on_progress, encoded=encoded)
-    finally:
-        forget(job_id, place)
 
 
 def _commit(claim: Claim, place: Station, result: dict[str, Any]) -> str:
@@ -141,18 +160,21 @@ def _commit(claim: Claim, place: Station, result: dict[str, Any]) -> str:
 
 
 def patiently(
-    act: Callable[[], str], leaving: threading.Event, wait: Callable[[float], None] = time.sleep
-) -> str:
+    act: Callable[[], T],
+    leaving: threading.Event,
+    wait: Callable[[float], None] = time.sleep,
+    tries: int = COMMIT_TRIES,
+) -> T:
     """Try until the ledger answers, with growing pauses, about a minute in all.
 
     Raises:
         LedgerDown: it never did.
     """
-    for attempt in range(COMMIT_TRIES):
+    for attempt in range(tries):
         try:
             return act()
         except LedgerDown:
-            if attempt == COMMIT_TRIES - 1 or leaving.is_set():
+            if attempt == tries - 1 or leaving.is_set():
                 raise
             wait(min(0.5 * 2**attempt, 15))
     raise AssertionError("unreachable: the loop returns or raises")

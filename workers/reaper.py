@@ -1,21 +1,27 @@
 """`python -m workers.reaper`: puts right what a death left behind. Outside Celery, on purpose.
 
-Every round: jobs whose lease ran out go back into the queue, or are given up; the oldest queued
-jobs get a new doorbell while workers stand idle; the files of deleted jobs are swept once no
-worker can still be writing them. Every step is atomic in the ledger, so several reapers do no harm.
+Every round: jobs whose lease ran out, or that do not get on, go back into the queue or are given
+up; the next jobs get a new doorbell while workers stand idle; quota follows what jobs took; what
+was kept for long enough is deleted; the files of deleted jobs are swept once no worker can still be
+writing them. Every step is atomic in the ledger, so several reapers do no harm.
 """
 
 import logging
 import signal
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from types import FrameType
 
+from service.audit import Audit
 from service.blobs import Blobs, open_blobs
 from service.doorbell import Doorbell, Ring
-from service.errors import BlobError, LedgerDown
+from service.errors import BlobError, LedgerDown, NotFound
 from service.exchange import Exchange
 from service.ledger import Ledger, connect
+from service.limits import Limits
+from service.logs import named, set_up
+from service.refs import home, tenant_of
 from service.roster import Roster, WorkerState
 from workers.settings import Settings
 
@@ -34,6 +40,8 @@ class Reaper:
         settings: Settings,
         exchange: Exchange,
         ring_encoder: Ring,
+        limits: Limits,
+        audit: Audit,
     ) -> None:
         self._ledger = ledger
         self._roster = roster
@@ -41,20 +49,26 @@ class Reaper:
         self._ring = ring
         self._exchange = exchange
         self._ring_encoder = ring_encoder
+        self._limits = limits
+        self._audit = audit
         self._ring_after_s = settings.ring_after_s
         self._grave_age_s = 2 * settings.lease_s
+        self._retention_s = settings.retention_h * 3600
 
     def round(self) -> None:
         """One look at everything."""
         try:
             again, failed = self._ledger.reap()
-            for job_id in again:
-                log.warning("%s lost its worker, queued again", job_id)
-            for job_id in failed:
-                log.error("%s given up", job_id)
+            for ref in again:
+                log.warning("%s lost its worker, queued again", ref, extra=named(ref))
+            for ref in failed:
+                log.error("%s given up", ref, extra=named(ref))
+                self._clear(ref)
             present = self._roster.present()
             self._ring_for_idle(present)
             self._ring_ahead(present)
+            self._limits.sweep()
+            self._expire()
             self._sweep()
         except LedgerDown:
             log.warning("no ledger; trying again")
@@ -62,31 +76,44 @@ class Reaper:
     def _ring_for_idle(self, present: Sequence[WorkerState]) -> None:
         idle = sum(worker.state == "idle" for worker in present if worker.makes_videos)
         if idle:
-            for job_id in self._ledger.due(idle, self._ring_after_s):
-                self._ring(job_id)
+            for ref in self._ledger.due(idle, self._ring_after_s):
+                self._ring(ref)
 
     def _ring_ahead(self, present: Sequence[WorkerState]) -> None:
         """As many jobs are encoded ahead as workers will need it: no card waits, and the queue's
         encodings do not pile up."""
         idle = {w.digest for w in present if not w.makes_videos and w.state == "idle"}
         in_need = sum(w.role == "denoise" and w.digest in idle for w in present)
-        for job_id in self._ledger.head(in_need):
-            if self._exchange.may_ring(job_id):
-                self._ring_encoder(job_id)
+        for ref in self._ledger.head(in_need):
+            if self._exchange.may_ring(ref):
+                self._ring_encoder(ref)
+
+    def _clear(self, ref: str) -> None:
+        """A job that was given up goes on from nowhere. What is left now goes with the job."""
+        for part in ("state", "kept"):
+            with suppress(BlobError):
+                self._blobs.delete(f"{home(ref)}/{part}")
+
+    def _expire(self) -> None:
+        """What was kept for long enough is deleted as if its owner had asked for it."""
+        for ref in self._ledger.expired(self._retention_s):
+            with suppress(NotFound):  # another reaper was faster
+                self._ledger.delete(ref)
+                self._audit.append(tenant_of(ref), "retention", "video.deleted", ref)
 
     def _sweep(self) -> None:
-        for job_id in self._ledger.graves(self._grave_age_s):
+        for ref in self._ledger.graves(self._grave_age_s):
             try:
-                self._blobs.delete(f"videos/{job_id}")
+                self._blobs.delete(home(ref))
             except BlobError as error:
-                log.warning("files of %s not swept yet: %s", job_id, error)
+                log.warning("files of %s not swept yet: %s", ref, error)
                 continue
-            self._ledger.bury(job_id)
+            self._ledger.bury(ref)
 
 
 def main() -> None:
     """Entry point. Ends on SIGTERM or SIGINT after the round in hand."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    set_up()
     settings = Settings()
     client = connect(settings)
     doorbell = Doorbell(settings)
@@ -98,6 +125,8 @@ def main() -> None:
         settings,
         Exchange(client, settings),
         doorbell.ring_encoder,
+        Limits(client, settings),
+        Audit(client, settings),
     )
     stop = threading.Event()
 

@@ -1,10 +1,12 @@
 """What an operator may set for a worker: the gateway's settings and a few of its own."""
 
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from pydantic import Field, field_validator
 
-from engine.errors import BackendError
+from engine.errors import BackendError, RegistryError
+from engine.registry import Address
 from engine.runtime import Runtime
 from service.settings import Settings as ServiceSettings
 
@@ -12,18 +14,15 @@ from service.settings import Settings as ServiceSettings
 class Settings(ServiceSettings):
     """Read from the environment as TROUPE_<NAME>, like the gateway's."""
 
-    model_dir: Path = Field(
-        default=Path("models/miniature"), description="The checkpoint folder to serve."
+    model_dir: str = Field(
+        default="models/miniature",
+        description="The model to serve: a folder, or a registry with a channel or digest in it, as"
+        " in s3://bucket/models?key=publisher.pem#stable; see engine.registry.",
     )
     job_limit_s: float = Field(
         default=3600,
         gt=0,
         description="Seconds one start of a job may run before its process is ended.",
-    )
-    load_limit_s: float = Field(
-        default=900,
-        gt=0,
-        description="Seconds a process may take to verify and load its checkpoint.",
     )
     encodings_dir: Path | None = Field(
         default=None,
@@ -35,6 +34,21 @@ class Settings(ServiceSettings):
         description="Where and how the model computes, as KEY=VALUE,KEY=VALUE; see engine.runtime.",
     )
 
+    signing_dir: Path | None = Field(
+        default=None,
+        description="Folder with chain.pem and key.pem that videos are signed with; none: a chain"
+        " that no one else trusts, made once.",
+    )
+
+    @field_validator("model_dir", mode="before")
+    @classmethod
+    def _is_model(cls, given: object) -> str:
+        try:
+            Address.parse(str(given))
+        except RegistryError as error:
+            raise ValueError(str(error)) from error
+        return str(given)
+
     @field_validator("runtime")
     @classmethod
     def _is_runtime(cls, text: str) -> str:
@@ -42,6 +56,19 @@ class Settings(ServiceSettings):
             return str(Runtime.parse(text))
         except BackendError as error:
             raise ValueError(str(error)) from error
+
+    @property
+    def own_signing_dir(self) -> Path:
+        """Where our own chain is kept when none is given: beside the blobs of this machine."""
+        url = urlsplit(self.blobs_url)
+        if url.scheme == "s3":
+            return Path(".troupe/signing")
+        return Path(unquote(url.path)).parent / "signing"
+
+    @property
+    def model_cache(self) -> Path:
+        """Where models of a registry are kept on this machine: beside our own chain."""
+        return self.own_signing_dir.parent / "models"
 
     @property
     def reload_after_s(self) -> float:

@@ -2,11 +2,12 @@
 
 import io
 import logging
+import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from PIL import Image
 
@@ -14,15 +15,20 @@ from engine.errors import Cancelled
 from engine.spec import Reference
 from service import blobs as store
 from service.errors import BlobError, LedgerDown
-from service.ledger import Claim
+from service.jobs import Claim
+from service.refs import home
+from service.traces import Stages
 from workers import media
 from workers.boot import SHUTTING_DOWN, Station
+from workers.pace import Pace
 
 if TYPE_CHECKING:
     from engine.pipeline import Progress
     from engine.video import Video
+    from workers.media import Seal
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 # Share of a job's time at which each stage begins, and ends.
 SPANS = {"encode": (0.0, 0.05), "denoise": (0.05, 0.9), "decode": (0.9, 0.97)}
@@ -44,8 +50,13 @@ class Work:
         self.timings: dict[str, float] = {}
         self._claim = claim
         self._place = place
-        self._prefix = f"videos/{claim.job_id}/{claim.token}"
+        self._home = home(claim.ref)
+        self._prefix = f"{self._home}/{claim.token}"
+        self._pace = Pace()
+        self._saves: list[str] = []  # prefixes of states that are still there
+        self._candidate, self._wanted, self._lasting = 0, 1, False
         self._stage = ""
+        self._spans = Stages()
         self._since = time.monotonic()
         self._done = threading.Event()
 
@@ -54,14 +65,18 @@ class Work:
         """Heartbeats from a thread, for stages that last longer than a lease."""
         thread = threading.Thread(target=self._keep_lease, name="lease", daemon=True)
         thread.start()
+        self.enter("fetch")
         try:
             yield
         finally:
+            self._spans.end()
             self._done.set()
             thread.join()
 
-    def begin(self, digest: str) -> None:
-        """The job's first heartbeat: which weights make it."""
+    def begin(self, digest: str, made: int, wanted: int, lasting: bool = False) -> None:
+        """The job's first heartbeat: which weights make it, how many candidates there are already,
+        and how many there will be at least. lasting: what is made outlives this attempt."""
+        self._candidate, self._wanted, self._lasting = made, wanted, lasting
         self._beat(0.0, stage="encode", digest=digest, steps=0, step=0)
         self.enter("encode")
 
@@ -72,8 +87,56 @@ class Work:
             name = f"{self._stage}_s"
             self.timings[name] = round(self.timings.get(name, 0.0) + now - self._since, 3)
         self._stage, self._since = stage, now
+        self._spans.enter(stage)
         if stage == "store":
             self._beat(STORE_AT, stage=stage)
+
+    def note(self, record: str, made: int, steps: int) -> None:
+        """A candidate is finished and another one follows: no worker makes it again."""
+        heard = self._beat(STORE_AT, saved=record, saved_step=made * steps)
+        self._candidate = made
+        if heard:  # else the ledger still leads to the last state
+            self._drop_saves(keep=0)
+
+    def save(
+        self,
+        data: Callable[[], bytes],
+        record: Callable[[str], str],
+        made: int,
+        done: int,
+        steps: int,
+    ) -> None:
+        """Keep the state of a run, if its time has come; a store that fails must not cost the job.
+
+        Args:
+            data: makes its bytes. record: makes the record's field of the blob's key.
+            made: candidates before this one; done: of this one's steps.
+        """
+        leaving = self._place.must_leave  # then it is the last chance
+        if not leaving and not self._pace.due(done, steps):
+            return
+        begin = time.monotonic()
+        prefix = f"{self._home}/state/{self._claim.token}-{made}-{done}"
+        try:
+            blob = self._place.blobs.put(prefix, data(), ".safetensors")
+            self._saves.append(prefix)
+            # Where the ledger did not hear of it, it still leads to the one before.
+            if self._tell(saved=record(blob.key), saved_step=made * steps + done):
+                self._drop_saves(keep=1)
+        except BlobError as error:
+            log.warning("%s: state not kept: %s", self._claim.ref, error)
+        self._pace.saved(time.monotonic() - begin)
+
+    def _drop_saves(self, keep: int) -> None:
+        while len(self._saves) > keep:
+            self._remove(self._saves.pop(0))
+
+    def _remove(self, prefix: str) -> None:
+        """What cannot be removed now goes with the job."""
+        try:
+            self._place.blobs.delete(prefix)
+        except BlobError as error:
+            log.warning("%s: left behind: %s", self._claim.ref, error)
 
     def hear(self) -> None:
         """Between steps, while something is waited for. Raises Cancelled, as `on_progress` does,
@@ -81,7 +144,19 @@ class Work:
         if SHUTTING_DOWN.is_set():
             self._stop("leave")
         self._heed()
-        self._beat(0.0)
+        if self.stopped:
+            self._stop(self.stopped)
+        self._tell()
+
+    def patiently(self, act: Callable[[], T]) -> T:
+        """What act() returns; while the store refuses, it is waited for. The job's lease is kept,
+        and the watchdog sees that it is not the work that stands still.
+
+        Raises:
+            Cancelled: as `hear`.
+            BlobError: as `Shelf.patiently`.
+        """
+        return self._place.shelf.patiently(act, self.hear)
 
     def on_progress(self, progress: "Progress") -> None:
         """The engine's callback, at every step.
@@ -100,25 +175,42 @@ class Work:
             told |= self._preview(progress)
         self._beat(low + (high - low) * share, **told)
 
-    def keep(self, video: "Video", references: Sequence[Reference]) -> dict[str, Any]:
-        """Store what was made, under this attempt's own prefix; returns the keys."""
-        made = media.render(video, references)
+    def keep(
+        self, video: "Video", references: Sequence[Reference], seal: "Seal | None" = None
+    ) -> tuple[dict[str, str], dict[str, Any]]:
+        """Store what was made: the keys of its files, and what is told of its origin.
+
+        A candidate of several outlives the attempt, because the next worker counts on it. A store
+        that refuses is waited for, as `patiently` does.
+        """
+        made = self.patiently(lambda: media.render(video, references, seal))
+        kept = f"{self._home}/kept/{self._claim.token}"
+        prefix = kept if self._lasting else f"{self._prefix}/out"
         keys = {
-            name: self._place.blobs.put(f"{self._prefix}/out", data, suffix).key
+            name: self._place.shelf.put(prefix, data, suffix, self.hear).key
             for name, (data, suffix) in made.files().items()
         }
-        self._place.blobs.delete(f"{self._prefix}/preview")
-        return keys
+        self._remove(f"{self._prefix}/preview")
+        return keys, dict(made.told)
+
+    def settle(self) -> None:
+        """The job has ended: nobody will go on from its states.
+
+        One that a worker wrote after it had lost the job goes with the job.
+        """
+        self._remove(f"{self._home}/state")
+
+    def discard(self) -> None:
+        """The job has ended without a video: nor are its candidates wanted."""
+        self.settle()
+        self._remove(f"{self._home}/kept")
 
     def clear(self) -> None:
         """Remove this attempt's files; the reaper's sweep will try again where that fails."""
-        try:
-            self._place.blobs.delete(self._prefix)
-        except BlobError as error:
-            log.warning("%s: files of attempt left behind: %s", self._claim.job_id, error)
+        self._remove(self._prefix)
 
     def _heed(self) -> None:
-        if self._place.leaving.is_set():
+        if self._place.must_leave:
             self._stop("leave")
 
     def _preview(self, progress: "Progress") -> dict[str, str | int | float]:
@@ -128,22 +220,31 @@ class Work:
         try:
             blob = self._place.blobs.put(f"{self._prefix}/preview", progress.preview, ".jpg")
         except BlobError as error:
-            log.warning("%s: preview not kept: %s", self._claim.job_id, error)
+            log.warning("%s: preview not kept: %s", self._claim.ref, error)
             return {}
         return {"preview": blob.key}
 
-    def _beat(self, fraction: float, **fields: str | int | float) -> None:
+    def _beat(self, fraction: float, **fields: str | int | float) -> bool:
+        """`fraction` of this candidate; of the job it is less where others follow. False where the
+        ledger does not answer. Raises Cancelled."""
         if self.stopped:
             self._stop(self.stopped)
-        percent = min(int(100 * fraction), 99)
+        fraction = min((self._candidate + fraction) / max(self._wanted, self._candidate + 1), 1.0)
+        return self._tell(fraction, **fields)
+
+    def _tell(self, fraction: float | None = None, **fields: str | int | float) -> bool:
+        """False where the ledger does not answer. Raises Cancelled."""
+        percent = 0 if fraction is None else min(int(100 * fraction), 99)
+        if fraction is not None:
+            fields["fraction"] = round(fraction, 4)
+        self._place.move()
         try:
-            word = self._place.ledger.beat(
-                self._claim, percent, fraction=round(fraction, 4), **fields
-            )
+            word = self._place.ledger.beat(self._claim, percent, True, **fields)
         except LedgerDown:
-            return  # the lease may outlive the gap; if not, the token will tell
+            return False  # the lease may outlive the gap; if not, the token will tell
         if word != "ok":
             self._stop(word)
+        return True
 
     def _stop(self, word: str) -> None:
         self.stopped = word
@@ -157,4 +258,12 @@ class Work:
                 continue
             if word != "ok":
                 self.stopped = word  # heard at the engine's next step
+                if word == "stale" and not self._done.wait(self._place.settings.stall_s):
+                    self._give_up()
                 return
+
+    def _give_up(self) -> None:
+        """Another worker has the job, and this one hangs where no step comes: only its end frees
+        the card. Celery starts a new child."""
+        log.error("%s: hangs since its lease was lost; this process ends", self._claim.ref)
+        os._exit(1)

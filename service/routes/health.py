@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
-from service.deps import House, TheHouse
+from service.deps import House, Insider, TheHouse
 from service.errors import ServiceError
 from service.roster import WorkerState
 
@@ -20,24 +20,30 @@ async def healthz() -> dict[str, str]:
 
 
 @router.get("/readyz")
-def readyz(response: Response, house: TheHouse) -> dict[str, Any]:
-    """200 when Redis, the store and at least one worker are fit; 503 with each reason else."""
+def readyz(response: Response, house: TheHouse, insider: Insider) -> dict[str, Any]:
+    """200 when Redis, the store and at least one worker are fit; else 503, with each reason where
+    no keys are required or the caller's has the scope admin."""
     checks = {
-        "redis": _check(house.ledger.ping),
-        "blobs": _check(house.blobs.check),
+        "redis": _check(house.durable.check),
+        "blobs": _told(house.store.fault()),
         "workers": _check(lambda: _workers(house)),
     }
     ready = all(check["ok"] for check in checks.values())
     response.status_code = 200 if ready else 503
-    return {"status": "ready" if ready else "not ready", "checks": checks, **_present(house)}
+    status = {"status": "ready" if ready else "not ready"}
+    return {**status, "checks": checks, **_present(house)} if insider else status
 
 
 def _check(probe: Callable[[], None]) -> dict[str, Any]:
     try:
         probe()
     except ServiceError as error:
-        return {"ok": False, "message": str(error)}
-    return {"ok": True, "message": "ok"}
+        return _told(str(error))
+    return _told("")
+
+
+def _told(fault: str) -> dict[str, Any]:
+    return {"ok": not fault, "message": fault or "ok"}
 
 
 def _workers(house: House) -> None:

@@ -5,14 +5,14 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from service.deps import TheHouse
+from service.deps import Reader, TheHouse
 from service.roster import tiers_of
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
 
 @router.get("")
-def models(house: TheHouse) -> dict[str, Any]:
+def models(caller: Reader, house: TheHouse) -> dict[str, Any]:
     """The preset with its limits and defaults, and the digests that live workers have loaded.
 
     Among the limits are only those tiers that a live worker serves, once one has said which.

@@ -9,10 +9,22 @@ export class ApiError extends Error {
   }
 }
 
+const KEY = "troupe-key"; // in sessionStorage: of this tab, until it is closed
+
+export const hasKey = () => sessionStorage.getItem(KEY) !== null;
+
+export function useKey(text) {
+  if (text) sessionStorage.setItem(KEY, text);
+  else sessionStorage.removeItem(KEY);
+}
+
+const keyed = () => (hasKey() ? { authorization: `Bearer ${sessionStorage.getItem(KEY)}` } : {});
+
+// Where the service wants a key, or another one, the window hears "locked".
 async function request(path, options = {}) {
   let answer;
   try {
-    answer = await fetch(path, options);
+    answer = await fetch(path, { ...options, headers: keyed() });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new ApiError("The service does not answer. Is it running?", 0, null);
@@ -20,6 +32,7 @@ async function request(path, options = {}) {
   if (answer.ok) return answer;
   const body = await answer.json().catch(() => ({}));
   const told = body.error ?? {};
+  if (answer.status === 401) dispatchEvent(new CustomEvent("locked", { detail: told.message }));
   throw new ApiError(told.message ?? `The service answers ${answer.status}.`, answer.status, told.param ?? null);
 }
 
@@ -52,6 +65,26 @@ export const deleteVideo = (id) => json(`/v1/videos/${id}`, { method: "DELETE" }
 
 export const contentUrl = (id, variant) => `/v1/videos/${id}/content?variant=${variant}`;
 
+// Puts what lies at a path into an element. Elements send no key, so with one it goes through a blob.
+export async function fill(element, path) {
+  if (element.dataset.path === path) return;
+  element.dataset.path = path;
+  let url = path;
+  if (hasKey()) url = URL.createObjectURL(await (await request(path, { cache: "no-store" })).blob());
+  const before = element.getAttribute("src") ?? "";
+  const isLate = element.dataset.path !== path; // meanwhile something else was asked for
+  if (!isLate) element.src = url;
+  const done = isLate ? url : before;
+  if (done.startsWith("blob:")) URL.revokeObjectURL(done);
+}
+
+export function empty(element) {
+  const { src } = element;
+  delete element.dataset.path;
+  element.removeAttribute("src");
+  if (src.startsWith("blob:")) URL.revokeObjectURL(src);
+}
+
 export async function fetchPicture(path, name) {
   const blob = await (await request(path)).blob();
   return new File([blob], `${name}.${extension(blob)}`, { type: blob.type });
@@ -71,7 +104,7 @@ export async function getLimits() {
 export async function readiness() {
   let answer;
   try {
-    answer = await fetch("/readyz", { cache: "no-store" });
+    answer = await fetch("/readyz", { cache: "no-store", headers: keyed() });
   } catch {
     return { state: "down", text: "The service does not answer" };
   }

@@ -1,6 +1,6 @@
 // What was made before: a page of cards, newest first.
 
-import { contentUrl, deleteVideo, listVideos } from "./api.js";
+import { contentUrl, deleteVideo, fill, listVideos } from "./api.js";
 
 const BADGES = { queued: "waiting", in_progress: "in the making", failed: "failed", completed: "" };
 
@@ -52,8 +52,8 @@ export class History {
     }
     card.querySelector(".badge").textContent = badge(video);
     const picture = card.querySelector("img");
-    if (video.status === "completed" && !picture.hasAttribute("src")) {
-      picture.src = contentUrl(video.id, "thumbnail");
+    if (video.status === "completed") {
+      fill(picture, contentUrl(video.id, "thumbnail")).catch(this.#onError);
     }
   }
 

@@ -1,6 +1,6 @@
 // The stage: one video from submitted to played.
 
-import { contentUrl } from "./api.js";
+import { contentUrl, empty, fill } from "./api.js";
 import { pieces } from "./prompt.js";
 
 const WORDS = {
@@ -42,15 +42,13 @@ export class Stage {
   }
 
   clear() {
-    const { player, preview, status, result, verdict, veil, empty, sheet } = this.#at;
+    const { player, preview, status, result, verdict, veil, sheet } = this.#at;
     this.#shown = null;
     player.pause();
-    player.removeAttribute("src");
+    for (const part of [player, preview, sheet]) empty(part);
     player.load();
-    preview.removeAttribute("src");
-    sheet.removeAttribute("src");
     for (const part of [player, preview, status, result, verdict, veil]) part.hidden = true;
-    empty.hidden = false;
+    this.#at.empty.hidden = false;
   }
 
   // A sentence for those who listen instead of looking.
@@ -73,8 +71,10 @@ export class Stage {
     this.#at["stage-eta"].textContent = video.status === "queued" ? place(video) : `${video.progress} %`;
     this.#at["stage-detail"].textContent = detail(video);
     if (video.preview) {
-      preview.src = `${video.preview}&step=${video.step}`;
-      preview.hidden = false;
+      const path = `${video.preview}&step=${video.step}`;
+      const isShown = () => preview.dataset.path === path;
+      fill(preview, path).then(() => { if (isShown()) preview.hidden = false; })
+        .catch(() => { if (isShown()) preview.hidden = true; });
     }
     this.announce(words);
   }
@@ -82,18 +82,22 @@ export class Stage {
   #showResult(video) {
     const { status, veil, preview, result, player, download, notice } = this.#at;
     status.hidden = veil.hidden = preview.hidden = true;
-    player.src = contentUrl(video.id, "video");
+    empty(preview);
+    fill(player, contentUrl(video.id, "video")).then(() => {
+      if (this.#shown?.id !== video.id) return null;
+      download.href = player.src;
+      return player.play();
+    }).catch(() => { player.controls = true; });
     player.hidden = result.hidden = false;
-    player.play().catch(() => { player.controls = true; });
-    this.#at.faces.replaceChildren(...video.subjects.map(face));
+    this.#at.faces.replaceChildren(...video.subjects.map((one, at) => face(one, at, video.identity)));
     this.#at.faces.hidden = video.subjects.length === 0;
     this.#at.told.replaceChildren(...telling(video));
     this.#at.facts.textContent = facts(video);
     notice.textContent = video.warnings.join(" ");
     notice.hidden = video.warnings.length === 0;
-    download.href = contentUrl(video.id, "video");
     download.download = `troupe-${video.seed}.mp4`;
-    this.#at.sheet.src = this.#at["sheet-link"].href = contentUrl(video.id, "spritesheet");
+    const { sheet, "sheet-link": link } = this.#at;
+    fill(sheet, contentUrl(video.id, "spritesheet")).then(() => { link.href = sheet.src; }).catch(() => {});
     this.announce("The video is ready.");
   }
 
@@ -132,14 +136,26 @@ function detail({ status, stage, step, steps, eta_s: eta, attempts }) {
 
 const seconds = (value) => (value < 90 ? `${Math.max(1, Math.round(value))}\u00a0s` : `${Math.round(value / 60)}\u00a0min`);
 
-function face({ name, reference }, index) {
+function face({ name, reference }, index, identity) {
   const item = document.createElement("li");
   const picture = document.createElement("img");
   item.className = `cast-${index}`;
-  picture.src = reference;
+  fill(picture, reference).catch(() => { /* its name stays */ });
   picture.alt = `Picture of ${name}`;
   item.append(picture, name);
+  const seen = identity?.subjects.find((one) => one.name === name);
+  if (seen) item.append(likeness(seen));
   return item;
+}
+
+function likeness({ name, similarity, missing, looks_like: other, switched }) {
+  const line = document.createElement("small");
+  const percent = Math.max(0, Math.round(100 * similarity));
+  const flaw = missing ? "hardly seen" : other ? `looks like ${other}` : switched ? "trades places" : "";
+  line.className = flaw ? "flaw" : "";
+  line.textContent = flaw || `${percent} % alike`;
+  line.title = `Similarity of ${name} to its picture: ${percent} %`;
+  return line;
 }
 
 function telling({ prompt, subjects }) {

@@ -4,6 +4,7 @@ import {
   cancelVideo, createVideo, fetchPicture, fetchText, getLimits, getVideo, readiness,
 } from "./api.js";
 import { Cast } from "./cast.js";
+import { Door } from "./door.js";
 import { History } from "./history.js";
 import { Options, randomSeed } from "./options.js";
 import { Prompt, faults } from "./prompt.js";
@@ -285,12 +286,18 @@ $("cancel").addEventListener("click", () => cancelVideo(stage.video.id).catch((e
 catchFiles();
 check();
 watchService();
-getLimits().then((model) => {
-  options.fit(model);
-  cast.limit = model.limits?.max_subjects ?? cast.limit;
-}).catch(() => { /* the built-in numbers stay; the service line says that it is down */ });
-history.load().then((videos) => {
-  const wanted = location.hash.slice(1);
-  if (wanted) open(wanted);
-  else if (videos[0] && !isOver(videos[0])) follow(videos[0]);
-}).catch((error) => complain(error.message));
+new Door({ form: $("door"), input: $("key"), told: $("door-told"), forget: $("forget-key"), onKey: begin });
+begin();
+
+function begin() {
+  unmark();
+  getLimits().then((model) => {
+    options.fit(model);
+    cast.limit = model.limits?.max_subjects ?? cast.limit;
+  }).catch(() => { /* the built-in numbers stay; the service line says that it is down */ });
+  history.load().then((videos) => {
+    const wanted = location.hash.slice(1);
+    if (wanted) open(wanted);
+    else if (videos[0] && !isOver(videos[0])) follow(videos[0]);
+  }).catch((error) => { if (error.status !== 401) complain(error.message); });
+}

@@ -13,12 +13,12 @@ import torch
 
 from bench import ablation
 from engine import checkpoint
+from engine.detector import Detector
 from engine.dit import WanDiT
+from engine.identity import IdentityEncoder
 from engine.presets import MINIATURE, Preset
 from training import sft
 from training.convnet import save
-from training.detector import Detector
-from training.identity import IdentityEncoder
 from training.loop import LoopConfig
 from training.world.identity import FACTOR_NAMES
 from training.world.oracle import Oracle

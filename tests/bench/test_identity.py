@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from bench import identity
+from engine.detector import Detector
+from engine.identity import IdentityEncoder
 from training.convnet import save
-from training.detector import Detector
-from training.identity import IdentityEncoder
 from training.world.oracle import Oracle
 
 SHIPPED = Path(__file__).resolve().parents[2] / "models" / "miniature"

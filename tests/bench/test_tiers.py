@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from bench import tiers
+from engine.detector import Detector
+from engine.identity import IdentityEncoder
 from tests.bench.test_identity import FILES
 from training.convnet import save
-from training.detector import Detector
-from training.identity import IdentityEncoder
 from training.world.oracle import Oracle
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from engine.video import Video
@@ -43,10 +44,10 @@ def photo() -> bytes:
     return (Path(skimage.__file__).parent / "data" / "astronaut.png").read_bytes()
 
 
-def post(service: Service) -> dict[str, Any]:
+def post(service: Service, steps: str = "6") -> dict[str, Any]:
     answer = httpx.post(
         f"{service.url}/v1/videos",
-        data={"prompt": "@anna meets @bob", "seed": "5", "steps": "6", "num_frames": "9"},
+        data={"prompt": "@anna meets @bob", "seed": "5", "steps": steps, "num_frames": "9"},
         files=[
             ("input_reference", ("anna.png", photo(), "image/png")),
             ("input_reference", ("bob.png", picture("red"), "image/png")),
@@ -63,7 +64,7 @@ def test_a_photograph_goes_in_and_a_video_comes_out_twice_the_same(
 ) -> None:
     service.start("gateway", "worker", "reaper")
     service.wait_ready()
-    films = []
+    films, frames = [], []
     for _ in range(2):
         job = post(service)
         assert any("only the drawn world" in note for note in job["warnings"])
@@ -73,9 +74,11 @@ def test_a_photograph_goes_in_and_a_video_comes_out_twice_the_same(
         assert seen[-1]["timings"]["denoise_s"] > 0 and len(seen[-1]["model_digest"]) == 64
         assert seen[-1]["forwards"]["computed"] == seen[-1]["forwards"]["asked"] > 0
         films.append(content(service, job["id"]).content)
-    assert films[0] == films[1]
+        frames.append(seen[-1]["frames_sha256"])
+    assert frames[0] == frames[1]  # the files differ in the job that each is signed for
     kept = list((tmp_path / "kept").glob("*/*.safetensors"))
-    assert len(kept) == 2, "the prompt with its pictures, and the empty prompt: encoded once"
+    told = "the prompt with its pictures, each picture, and the empty prompt: encoded once"
+    assert len(kept) == 2 + len(job["subjects"]), told
     film = Video.from_mp4(films[0])
     assert len(film.frames) == 9 and film.fps == 8 and min(film.size) >= 256
 
@@ -97,3 +100,22 @@ def test_a_flipped_byte_is_told_and_its_mending_is_enough(service: Service, tmp_
     assert get(service, job["id"])["status"] == "queued"
     weights.write_bytes(good)
     assert watch(service, job["id"], ended)[-1]["status"] == "completed"
+
+
+def test_a_worker_killed_in_the_middle_costs_a_few_steps_and_changes_nothing(
+    service: Service,
+) -> None:
+    """The miniature's own steps, a real SIGKILL of the pool's child, another child to go on."""
+    service.start("gateway", "worker", "reaper")
+    service.wait_ready()
+    undisturbed = watch(service, post(service, steps="40")["id"], ended)[-1]
+    job = post(service, steps="40")
+    watch(service, job["id"], lambda video: bool(video["step"]) and video["step"] >= 30)
+    for child in psutil.Process(service.pid("worker")).children():
+        child.kill()
+    seen = watch(service, job["id"], ended)
+    assert (seen[-1]["status"], seen[-1]["attempts"]) == ("completed", 2), seen[-1]
+    assert seen[-1]["frames_sha256"] == undisturbed["frames_sha256"]
+    assert [one["progress"] for one in seen] == sorted(one["progress"] for one in seen)
+    again = [one["step"] for one in seen if one["attempts"] == 2 and one["step"]]
+    assert again and min(again) > 5, "it began anew"

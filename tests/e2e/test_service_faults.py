@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from service.ledger import connect
-from tests.e2e.test_service import content, ended, get, post, watch
+from tests.e2e.test_service import content, ended, get, post, watch, worker_child
 from tests.service.rig import Service, redis_url, settings, start_redis, wait_for
 from workers.settings import Settings
 
@@ -88,10 +88,10 @@ def test_a_whole_worker_may_die_and_be_replaced(service: Service) -> None:
 def test_a_job_that_kills_its_workers_is_given_up(service: Service) -> None:
     service.start("gateway", "worker", "reaper")
     service.wait_ready()
-    poison = post(service, "@anna always-crash").json()["id"]
+    poison = post(service, "@anna always-crash", steps="2").json()["id"]
     last = watch(service, poison, ended)[-1]
     assert (last["status"], last["attempts"]) == ("failed", 3)
-    assert last["error"]["code"] == "worker_lost"
+    assert last["error"]["code"] == "quarantined"
     assert watch(service, post(service, "@anna waves").json()["id"], ended)[-1]["status"] == (
         "completed"
     )
@@ -100,10 +100,19 @@ def test_a_job_that_kills_its_workers_is_given_up(service: Service) -> None:
 def test_sigterm_finishes_the_job_in_hand(service: Service) -> None:
     service.start("gateway", "worker", "reaper")
     service.wait_ready()
-    job = running_job(service, 20)
+    job = running_job(service, 12)
     assert service.stop("worker") == 0
     last = get(service, job)
     assert (last["status"], last["attempts"]) == ("completed", 1)
+
+
+def test_sigterm_hands_a_long_job_back_within_the_grace(service: Service) -> None:
+    service.start("gateway", "worker", "reaper")
+    service.wait_ready()
+    job = running_job(service, 200)  # 20 s
+    assert service.stop("worker") == 0
+    assert get(service, job)["status"] == "queued"
+    assert f"{job} attempt 1: leave" in service.log("worker")
 
 
 def test_sigquit_hands_the_job_back(service: Service) -> None:
@@ -122,8 +131,9 @@ def test_a_lost_doorbell_costs_seconds(service: Service, settings: Settings) -> 
     service.wait_listening()
     job = post(service, "@anna waves").json()["id"]
     client = connect(settings)
-    broker = list(client.scan_iter(f"{settings.key_prefix}:broker:*"))
-    assert broker and client.delete(*broker) == len(broker)
+    kept = f"{settings.key_prefix}:broker:*"
+    broker = wait_for(lambda: list(client.scan_iter(kept)))  # the gateway answers before it rings
+    assert client.delete(*broker) == len(broker)
     client.close()
     service.start("worker", "reaper")
     assert watch(service, job, ended)[-1]["status"] == "completed"
@@ -193,3 +203,93 @@ def test_redis_may_die_and_come_back(settings: Settings, tmp_path: Path, model: 
         service.close()
         redis.stop()
         shutil.rmtree(folder)
+
+
+def spared(service: Service) -> bool:
+    """Whether a lease was renewed for the ledger's own absence."""
+    return "troupe_lease_spared_total 1" in httpx.get(f"{service.url}/metrics", timeout=60).text
+
+
+def test_an_outage_longer_than_a_lease_costs_no_start(
+    settings: Settings, tmp_path: Path, model: Path
+) -> None:
+    folder = Path(tempfile.mkdtemp(prefix="tr"))
+    redis = start_redis(folder)
+    own = settings.model_copy(
+        update={"redis_url": f"unix://{folder / 's'}", "model_dir": model, "lease_s": 3.0}
+    )
+    service = Service(own, tmp_path)
+    try:
+        service.start("gateway", "worker", "reaper")
+        service.wait_ready()
+        job = running_job(service, 120)
+        assert redis._process is not None
+        redis._process.kill()
+        redis._process.wait()
+        time.sleep(2 * own.lease_s)
+        child = worker_child(service)
+        os.kill(child, signal.SIGSTOP)  # the reaper is the first who finds the ledger again
+        redis = start_redis(folder)
+        wait_for(lambda: spared(service))
+        os.kill(child, signal.SIGCONT)
+        last = watch(service, job, ended)[-1]
+        assert (last["status"], last["attempts"]) == ("completed", 1)
+    finally:
+        service.close()
+        redis.stop()
+        shutil.rmtree(folder)
+
+
+def room(service: Service, most: int) -> None:
+    """The largest file that a worker may write, for each of its processes: a disk that is full but
+    for that. The test's own log of it grows beyond no such bound."""
+    parent = psutil.Process(service.pid("worker"))
+    for process in (parent, *parent.children(recursive=True)):
+        process.rlimit(psutil.RLIMIT_FSIZE, (most, psutil.RLIM_INFINITY))
+
+
+def test_a_full_disk_costs_time_and_no_start(service: Service) -> None:
+    service.start("gateway", "worker", "reaper")
+    service.wait_ready()
+    job = running_job(service, 12)
+    room(service, 6000)
+    wait_for(lambda: ready(service)["workers"][0]["message"])
+    other = post(service, "@anna waves").json()["id"]
+    time.sleep(2 * service.settings.lease_s)
+    found = httpx.get(f"{service.url}/readyz", timeout=60)
+    (worker,) = found.json()["workers"]
+    assert found.status_code == 503 and worker["state"] == "unhealthy"
+    why = "the store refuses: The disk that holds pictures and videos is full."
+    assert worker["message"] == why
+    assert why in found.json()["checks"]["workers"]["message"]
+    waiting = get(service, job)
+    assert (waiting["status"], waiting["attempts"], waiting["stage"]) == ("in_progress", 1, "store")
+    assert get(service, other)["status"] == "queued"
+
+    room(service, psutil.RLIM_INFINITY)
+    last = watch(service, job, ended)[-1]
+    assert (last["status"], last["attempts"]) == ("completed", 1)
+    assert watch(service, other, ended)[-1]["attempts"] == 1
+    wait_for(lambda: [worker["state"] for worker in ready(service)["workers"]] == ["idle"])
+
+
+def test_who_waits_for_the_store_hears_a_cancel_and_an_end(service: Service) -> None:
+    service.start("gateway", "worker", "reaper")
+    service.wait_ready()
+    first = running_job(service, 12)
+    room(service, 6000)
+    wait_for(lambda: ready(service)["workers"][0]["message"])
+    httpx.post(f"{service.url}/v1/videos/{first}/cancel", timeout=60)
+    assert watch(service, first, ended)[-1]["error"]["code"] == "cancelled"
+    other = post(service, "@anna waves").json()["id"]
+    time.sleep(service.settings.lease_s)
+    assert get(service, other)["status"] == "queued"  # without a job in hand it takes none either
+    room(service, psutil.RLIM_INFINITY)
+    watch(service, other, ended)
+
+    last = running_job(service, 12)
+    room(service, 6000)
+    wait_for(lambda: ready(service)["workers"][0]["message"])
+    assert service.stop("worker") == 0
+    left = get(service, last)
+    assert (left["status"], left["attempts"]) == ("queued", 0)

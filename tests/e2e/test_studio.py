@@ -124,6 +124,7 @@ def test_pictures_to_video_and_again(page: Page, service: Service) -> None:
     assert player.evaluate("video => video.loop && video.muted && video.videoWidth > 0")
     assert player.evaluate("video => getComputedStyle(video).imageRendering") == "pixelated"
     expect(page.locator("#faces li")).to_have_count(2)
+    expect(page.locator("#faces small")).to_have_text(["50 % alike"] * 2)
     for face in page.locator("#faces img").all():
         _until(face, "image => image.naturalWidth > 0")
     page.click("#sheet-toggle")

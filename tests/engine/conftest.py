@@ -11,9 +11,9 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
-from engine.checkpoint import MANIFEST, Manifest, sha256
 from engine.dit import WanDiT
 from engine.encodings import Encoders
+from engine.folders import MANIFEST, Manifest, sha256
 from engine.pipeline import Engine
 from engine.presets import MINIATURE, DiTConfig, Preset, TextConfig
 from engine.spec import Reference

@@ -89,3 +89,79 @@ def test_the_disk_does_not_grow_beyond_its_share(tmp_path):
         cache.get_or(f"k{number}", Maker(number))
     left = {path.stem.split("-")[0] for path in tmp_path.rglob("*.safetensors")}
     assert len(left) == 3 and "probe" not in left and "k5" in left
+
+
+# owners
+
+
+def files_in(folder):
+    return sorted(path.relative_to(folder) for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_what_its_last_owner_leaves_is_gone(tmp_path, on_disk):
+    cache, maker = EncodingCache(folder=tmp_path if on_disk else None), Maker()
+    for owner in ("t/a", "t/b"):
+        cache.get_or("k", maker, "t", owner)
+    cache.get_or("other", Maker(), "t", "t/b")
+    assert cache.owners() == {"t/a", "t/b"} and maker.calls == 1
+    cache.forget({"t/a"})
+    cache.get_or("k", maker, "t", "t/b")
+    assert cache.owners() == {"t/b"} and maker.calls == 1
+    cache.forget({"t/b", "t/c"})
+    assert cache.owners() == set()
+    cache.get_or("k", maker, "t", "t/d")
+    assert maker.calls == 2
+
+
+def test_forgetting_leaves_no_file_of_any_process(tmp_path):
+    here, there = EncodingCache(folder=tmp_path), EncodingCache(folder=tmp_path)
+    here.get_or("k", Maker(), "t", "t/a")
+    there.get_or("k", Maker(), "t", "t/b")
+    (scope,) = tmp_path.iterdir()
+    (scope / "k-torn.draft").touch()
+    here.forget({"t/a"})
+    assert here.owners() == {"t/b"} and len(list(scope.glob("k-*"))) == 2
+    there.forget({"t/b"})
+    assert files_in(tmp_path) == [scope.relative_to(tmp_path)]
+
+
+def test_an_owner_that_goes_while_it_is_encoded_can_be_forgotten_again(tmp_path):
+    cache = EncodingCache(folder=tmp_path)
+
+    def make():
+        cache.forget({"t/a"})
+        return made()
+
+    cache.get_or("k", make, "t", "t/a")
+    assert cache.owners() == {"t/a"}
+    cache.forget({"t/a"})
+    assert list(tmp_path.rglob("k*")) == []
+
+
+def test_what_nobody_owns_stays(tmp_path):
+    cache, maker = EncodingCache(folder=tmp_path), Maker()
+    cache.get_or("k", maker)
+    cache.forget({"", "t/a"})
+    cache.get_or("k", maker)
+    EncodingCache(folder=tmp_path).get_or("k", maker)
+    assert maker.calls == 1
+
+
+def test_owners_may_have_any_name(tmp_path):
+    cache = EncodingCache(folder=tmp_path)
+    names = {"../up", "a.b*c?[d]", "ü %2F"}
+    for name in names:
+        cache.get_or("k", Maker(), "t", name)
+    assert cache.owners() == names and not (tmp_path.parent / "up").exists()
+    cache.forget(names)
+    assert list(tmp_path.rglob("k*")) == []
+
+
+def test_what_is_pruned_takes_its_marks_along(tmp_path):
+    cache = EncodingCache(max_items=1, folder=tmp_path, max_bytes=2000)
+    for number in range(4):
+        cache.get_or(f"k{number}", Maker(number), "t", f"t/{number}")
+    kept = {path.name.split("-")[0] for path in tmp_path.rglob("*.safetensors")}
+    assert 0 < len(kept) < 4
+    assert {path.stem for path in tmp_path.rglob("*.owners")} == kept

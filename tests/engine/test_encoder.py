@@ -47,6 +47,26 @@ def test_a_video_from_encodings_made_elsewhere_is_the_same(loud_model, encoder):
     assert (here.generate(spec, cast, encoded=other).frames != wanted.frames).any()
 
 
+def test_a_photo_is_encoded_once_whatever_is_asked_of_it(loud_model, monkeypatch):
+    """Its latents are kept by what it shows; what depends on the prompt is made for each."""
+    encoder, fresh = (Encoder.load(loud_model, runtime=ONLY) for _ in range(2))
+    spec, cast = asked(Engine.load(loud_model, runtime=Runtime(device="cpu")))
+    vae, seen = encoder.encoders.vae, []
+    real = vae.encode
+    monkeypatch.setattr(vae, "encode", lambda x: seen.append(x) or real(x))
+    encoder.encode(spec, cast, "t", "job 1")
+    assert len(seen) == len(cast)
+    other = replace(spec, prompt="@bob and @anna", names=("bob", "anna"))
+    again = encoder.encode(other, cast, "t", "job 2")
+    assert len(seen) == len(cast)
+    assert same(again, fresh.encode(other, cast))
+    encoder.encode(spec, cast, "somebody else's", "job 3")  # a tenant learns nothing by the time
+    assert len(seen) == 2 * len(cast)
+    encoder.cache.forget({"job 1", "job 2"})
+    encoder.encode(spec, cast, "t", "job 4")
+    assert len(seen) == 3 * len(cast)
+
+
 def test_files_keep_every_bit(encoder):
     spec, cast = asked(encoder)
     encoded = encoder.encode(spec, cast)

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 from engine import loading
 from engine.attention import Choice
-from engine.checkpoint import MANIFEST, Manifest, save_folder, verify
 from engine.errors import BackendError, CheckpointError
+from engine.folders import MANIFEST, Manifest, save_folder, verify
 from engine.loading import check_memory
 from engine.memory import footprint, work_here
 from engine.pipeline import Engine

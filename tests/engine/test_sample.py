@@ -88,3 +88,16 @@ def test_what_a_callback_raises_comes_out():
     with pytest.raises(Stop):
         sample(velocity, torch.zeros(1, 1), CONDITIONS, plan, Guidance(), stop)
     assert len(velocity.asked) == 2
+
+
+def test_steps_may_be_made_by_somebody_else():
+    """As reinforcement does, which draws noise there: the model sees what that step made of x."""
+    plan, seen = flow.schedule("euler", 3, 1.0), []
+
+    def solve(given, index, x, v, history):  # noqa: ANN001, ANN202
+        assert given is plan
+        seen.append((index, float(v[0, 0])))
+        return x + 10, history
+
+    x = sample(Counting(), torch.zeros(1, 1), CONDITIONS, plan, Guidance(scale=2.5), solve=solve)
+    assert float(x) == 30 and seen == [(0, 11.0), (1, 11.0), (2, 11.0)]

@@ -8,7 +8,7 @@ from PIL import Image
 
 from engine.errors import SpecError
 from engine.presets import MINIATURE
-from engine.spec import PAD_GREY, Guidance, Reference, Spec, clean, spans, text_of
+from engine.spec import PAD_GREY, Guidance, Reference, Spec, Wish, clean, spans, text_of
 
 GOOD = Spec.of(MINIATURE, "@anna waves to @bob", ("anna", "bob"))
 
@@ -156,3 +156,39 @@ def test_reference_of_the_wrong_length_is_refused():
     with pytest.raises(SpecError) as caught:
         Reference("anna", 2, 2, b"123")
     assert caught.value.field == "subjects.anna"
+
+
+def test_a_plain_wish_asks_for_one_video_and_no_judge():
+    Wish().validate(0)
+    assert (Wish().judged, Wish().most) == (False, 1)
+    assert (Wish(n=4).judged, Wish(n=4).most) == (True, 4)
+    assert (Wish(min_identity=0.4).judged, Wish(min_identity=0.4).most) == (True, 4)
+    assert Wish(n=2, min_identity=0.4, max_reseeds=1).most == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "field"),
+    [
+        ({"n": 0}, "n"),
+        ({"n": 5}, "n"),
+        ({"n": True}, "n"),
+        ({"n": 2.0}, "n"),
+        ({"min_identity": 1.01}, "min_identity"),
+        ({"min_identity": float("nan")}, "min_identity"),
+        ({"min_identity": "0.5"}, "min_identity"),
+        ({"max_reseeds": 4}, "max_reseeds"),
+        ({"max_reseeds": -1}, "max_reseeds"),
+    ],
+)
+def test_a_wish_out_of_bounds_is_named(given, field):
+    with pytest.raises(SpecError) as caught:
+        Wish(**given).validate(1)
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize("given", [{"n": 2}, {"min_identity": 0.1}])
+def test_without_subjects_there_is_nothing_to_compare(given):
+    Wish(**given).validate(1)
+    with pytest.raises(SpecError, match="needs subjects") as caught:
+        Wish(**given).validate(0)
+    assert caught.value.field in given

@@ -14,10 +14,10 @@ from diffusers import (
 from PIL import Image
 
 from engine import families, flow, upstream
-from engine.checkpoint import Manifest
 from engine.edit import Edit
 from engine.encodings import EncodingsBatch, letterbox, stack
 from engine.errors import CheckpointError
+from engine.folders import Manifest
 from engine.pipeline import Engine, Progress
 from engine.presets import PRESETS, WAN_1_3B
 from engine.sample import sample
@@ -219,11 +219,11 @@ def test_a_masked_edit_keeps_the_rest(vace: Engine):
     mask[:, 24:] = True
     edit = Edit(Video(frames, 8), 1.0, mask)
     cast = [picture("anna")]
-    encoded, negative = vace.encode(spec, cast)
+    encoded = vace.encode(spec, cast)
     source = edit.source(vace.encoders.vae, spec.steps)
     got = vace.sample(
-        stack([encoded]), stack([negative]), [7], (16, 2, 8, 12), flow.schedule("unipc", 4, 16.0),
-        Guidance(), source=source, context_BCFHW=vace._context(spec, encoded, edit),
+        *(stack([part]) for part in encoded), [7], (16, 2, 8, 12), flow.schedule("unipc", 4, 16.0),
+        Guidance(), source=source, context_BCFHW=vace.context(spec, [encoded], edit),
     )  # fmt: skip
     known = source.x0_BCFHW
     torch.testing.assert_close(got[..., :6], known[..., :6], rtol=1e-4, atol=1e-4)

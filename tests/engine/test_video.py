@@ -1,5 +1,6 @@
 """Video files: what a browser plays, and what comes back out of them."""
 
+import hashlib
 import io
 from dataclasses import replace
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from engine import watermark
 from engine.errors import VideoError
 from engine.video import Made, Video, mp4
 from tests.engine.conftest import picture
@@ -45,6 +47,22 @@ def test_same_frames_same_bytes():
     assert moving().mp4(scale=2) != moving().mp4()
 
 
+@pytest.mark.parametrize("size", [(32, 48), (64, 96)])
+def test_what_lies_in_free_memory_is_not_in_the_file(size):
+    """As in processes that have computed something: an encoder that reads it makes other files."""
+    random, (height, width) = np.random.default_rng(0), size
+    coarse = random.integers(0, 255, (height // 4, width // 4, 3), dtype=np.uint8)
+    scene = np.array(Image.fromarray(coarse).resize((2 * width, 2 * height)))
+    video = Video(np.stack([scene[t : t + height, 2 * t : 2 * t + width] for t in range(17)]), 8)
+    files = set()
+    for _ in range(12):
+        sizes = random.integers(64, 400_000, 300)
+        litter = [random.integers(0, 256, number, dtype=np.uint8) for number in sizes]
+        del litter
+        files.add(video.mp4())
+    assert len(files) == 1
+
+
 @pytest.mark.parametrize("scale", [1, 2])
 def test_frames_that_come_one_by_one_make_the_same_file(scale):
     video = moving(5)
@@ -68,6 +86,22 @@ def test_the_file_says_how_it_was_made():
         assert container.metadata["comment"] == "tier fast, 20 of 48 forwards computed"
     with av.open(io.BytesIO(moving().mp4())) as container:
         assert "comment" not in container.metadata
+
+
+def test_a_payload_goes_into_the_enlarged_pixels():
+    payload = watermark.payload_of("video_1")
+    marked = moving().mp4(scale=4, payload=payload)
+    assert marked == moving().mp4(scale=4, payload=payload) != moving().mp4(scale=4)
+    found = watermark.find(Video.from_mp4(marked).frames)
+    assert found is not None and (found.payload, found.scale) == (payload, 1.0)
+
+
+def test_the_digest_is_of_the_frames_alone():
+    video = moving()
+    assert video.sha256() == replace(video, fps=4, made=Made("fast", 48, 20)).sha256()
+    assert video.sha256() == hashlib.sha256(video.frames.tobytes()).hexdigest()
+    turned = Video(video.frames[::-1], 8)  # not contiguous
+    assert turned.sha256() == Video(turned.frames.copy(), 8).sha256() != video.sha256()
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (128, 40)])

@@ -32,6 +32,9 @@ def test_import_contracts_hold() -> None:
         "engine.presets",
         "engine.errors",
         "engine.runtime",
+        "engine.candidates",
+        "engine.folders",
+        "engine.registry",
         "troupe.main",
     ],
 )

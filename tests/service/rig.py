@@ -72,7 +72,6 @@ def settings(redis_url: str, tmp_path: Path) -> Settings:
         redis_timeout_s=5,
         decode_timeout_s=60,
         lease_s=1.0,
-        backoff_s=0.05,
     )
 
 
@@ -156,7 +155,7 @@ class Service:
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, *names: str) -> None:
-        """Any of gateway, worker, reaper, encoder (a worker that only encodes)."""
+        """Any of gateway, worker, reaper, courier, encoder (a worker that only encodes)."""
         for name in names:
             self._spawn(name, getattr(self, f"_{name}")())
 
@@ -215,6 +214,9 @@ class Service:
     def _reaper(self) -> list[str]:
         return ["workers.reaper"]
 
+    def _courier(self) -> list[str]:
+        return ["workers.courier"]
+
     def wait_listening(self) -> None:
         """Until the gateway answers."""
         wait_for(self._answers)
@@ -246,9 +248,10 @@ def _as_env(settings: Settings) -> dict[str, str]:
 
 
 def keys_of(settings: Settings) -> list[str]:
-    """Every key in Redis that belongs to this test."""
+    """Every key in Redis that belongs to this test, but for the note of their layout."""
     client: redis.Redis = connect(settings)
     try:
-        return sorted(client.scan_iter(f"{settings.key_prefix}:*"))
+        found = set(client.scan_iter(f"{settings.key_prefix}:*"))
+        return sorted(found - {f"{settings.key_prefix}:layout"})
     finally:
         client.close()

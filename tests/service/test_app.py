@@ -56,7 +56,7 @@ def test_a_bug_tells_the_client_nothing_but_the_id(
     def bug(video_id: str) -> None:
         raise RuntimeError("secret detail")
 
-    monkeypatch.setattr(client.app.state.house.ledger, "read", bug)  # type: ignore[attr-defined]
+    monkeypatch.setattr(client.app.state.house.front, "read", bug)  # type: ignore[attr-defined]
     answer = client.get("/v1/videos/v")
     assert answer.status_code == 500
     assert answer.json()["error"]["code"] == "internal_error"

@@ -2,10 +2,11 @@
 
 import pytest
 
-from service.binding import bind
+from service.binding import Bound, bind
 from service.errors import RequestError
 from service.intake import Upload
 from service.schemas import SubjectIn
+from service.subjects import Subject
 
 
 def uploads(*names: str) -> list[Upload]:
@@ -67,3 +68,14 @@ def test_what_does_not_fit_is_told(
     with pytest.raises(RequestError, match=words) as told:
         bind("@anna", subjects, files, 4)
     assert told.value.param == param
+
+
+def test_a_kept_subject_brings_its_photos_and_its_name() -> None:
+    kept = {"subj_1": Subject("t/subj_1", "anna", 0, ("k1", "k2"))}
+    entries = [SubjectIn(id="subj_1"), SubjectIn(id="subj_1", name="zoe")]
+    assert bind("@anna and @zoe", entries, [], 4, kept) == [
+        Bound("anna", photos=("k1", "k2"), subject="subj_1"),
+        Bound("zoe", photos=("k1", "k2"), subject="subj_1"),
+    ]
+    with pytest.raises(RequestError, match="give id or image, not both"):
+        bind("@anna", [SubjectIn(id="subj_1", image="a.png")], [], 4, kept)

@@ -47,8 +47,8 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Blobs:
         return FolderBlobs(tmp_path / "blobs")
     endpoint = request.getfixturevalue("endpoint")
     bucket = request.getfixturevalue("bucket")
-    url = f"s3://{bucket}/some/root"
-    return open_blobs(Settings(blobs_url=url, s3_endpoint_url=endpoint))
+    request.getfixturevalue("monkeypatch").setenv("AWS_ENDPOINT_URL", endpoint)
+    return open_blobs(Settings(blobs_url=f"s3://{bucket}/some/root"))
 
 
 def test_what_is_put_comes_back_under_its_digest(store: Blobs) -> None:
@@ -102,11 +102,15 @@ def test_a_store_that_can_be_written_passes_its_check(store: Blobs) -> None:
     store.check()
 
 
-def test_a_missing_bucket_and_a_dead_endpoint_are_told(endpoint: str, bucket: str) -> None:
+def test_a_missing_bucket_and_a_dead_endpoint_are_told(
+    endpoint: str, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
     with pytest.raises(BlobError):
-        S3Blobs("nosuchbucket", "", endpoint).check()
+        S3Blobs("nosuchbucket", "").check()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     with pytest.raises(BlobError, match="cannot be reached"):
-        S3Blobs(bucket, "", f"http://127.0.0.1:{free_port()}").check()
+        S3Blobs(bucket, "").check()
 
 
 def test_a_key_cannot_leave_the_folder(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import json
 import time
 from pathlib import Path
 
-from service.doorbell import ENCODE_QUEUE, ENCODE_TASK, QUEUE, TASK, Doorbell
+from service.doorbell import ENCODE_QUEUE, ENCODE_TASK, ENOUGH, QUEUE, TASK, Doorbell
 from service.ledger import connect
 from workers.settings import Settings
 
@@ -31,4 +31,29 @@ def test_without_a_broker_it_fails_fast_and_says_so(settings: Settings, tmp_path
     begin = time.monotonic()
     assert bell.ring("video_1") is False
     assert time.monotonic() - begin < 3
+    bell.close()
+
+
+def test_no_more_are_rung_than_there_is_use_for(settings: Settings) -> None:
+    bell, client = Doorbell(settings), connect(settings)
+    key = f"{settings.key_prefix}:broker:{QUEUE}"
+    bell.ring_some(["a", "b"])
+    assert client.llen(key) == 2
+    for number in range(3 * ENOUGH):
+        bell.ring_soon(f"v{number}")
+    bell.close()  # rings for what waits
+    assert client.llen(key) == ENOUGH
+    client.ltrim(key, 0, 9)
+    again = Doorbell(settings)
+    again.ring_some([f"w{number}" for number in range(ENOUGH)])
+    assert client.llen(key) == ENOUGH
+    again.close()
+    client.close()
+
+
+def test_without_a_broker_a_crowd_is_given_up_at_once(settings: Settings, tmp_path: Path) -> None:
+    bell = Doorbell(settings.model_copy(update={"redis_url": f"unix://{tmp_path}/none"}))
+    begin = time.monotonic()
+    bell.ring_some([f"v{number}" for number in range(1000)])
+    assert time.monotonic() - begin < 5
     bell.close()

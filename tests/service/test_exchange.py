@@ -20,35 +20,36 @@ def exchange(settings: Settings) -> Iterator[Exchange]:
 
 
 def test_one_at_a_time_and_not_again_once_it_is_done(exchange: Exchange) -> None:
-    assert exchange.begin("v") and not exchange.begin("v")
-    assert exchange.begin("another")
-    exchange.offer("v", Offer(key="videos/v/encodings/x", digest="d"))
-    assert not exchange.begin("v")
-    assert exchange.find("v") == Offer(key="videos/v/encodings/x", digest="d")
-    exchange.forget("v")
-    assert exchange.find("v") is None and exchange.begin("v")
+    assert exchange.begin("local/v") and not exchange.begin("local/v")
+    assert exchange.begin("local/another")
+    exchange.offer("local/v", Offer(key="t/local/videos/v/encodings/x", digest="d"))
+    assert not exchange.begin("local/v")
+    assert exchange.find("local/v") == Offer(key="t/local/videos/v/encodings/x", digest="d")
+    exchange.forget("local/v")
+    assert exchange.find("local/v") is None and exchange.begin("local/v")
 
 
 def test_who_dies_lets_go_and_who_lives_holds_on(exchange: Exchange, settings: Settings) -> None:
-    assert exchange.begin("v")
-    wait_for(lambda: exchange.begin("v"))  # the lease of the one before ran out
+    assert exchange.begin("local/v")
+    wait_for(lambda: exchange.begin("local/v"))  # the lease of the one before ran out
     long = Exchange(connect(settings), settings.model_copy(update={"lease_s": 600.0}))
     long.hold("v")
-    assert not exchange.begin("v")
+    assert not exchange.begin("local/v")
 
 
 def test_nobody_is_rung_for_who_is_at_it_or_done(exchange: Exchange) -> None:
-    assert exchange.may_ring("v") and not exchange.may_ring("v")  # once in a while is enough
-    wait_for(lambda: exchange.may_ring("v"))
-    exchange.begin("held")
-    exchange.offer("done", Offer(error="no"))
-    assert not exchange.may_ring("held") and not exchange.may_ring("done")
+    assert exchange.may_ring("local/v")
+    assert not exchange.may_ring("local/v")  # once in a while is enough
+    wait_for(lambda: exchange.may_ring("local/v"))
+    exchange.begin("local/held")
+    exchange.offer("local/done", Offer(error="no"))
+    assert not exchange.may_ring("local/held") and not exchange.may_ring("local/done")
 
 
 def test_nothing_stays_for_ever(exchange: Exchange, settings: Settings) -> None:
-    exchange.begin("held")
-    exchange.may_ring("rung")
-    exchange.offer("done", Offer(error="prompt is too long", field="prompt"))
+    exchange.begin("local/held")
+    exchange.may_ring("local/rung")
+    exchange.offer("local/done", Offer(error="prompt is too long", field="prompt"))
     client = connect(settings)
     lives = {key: int(client.ttl(key)) for key in keys_of(settings)}
     assert len(lives) == 3 and all(0 <= seconds <= KEPT_S for seconds in lives.values())
@@ -65,5 +66,5 @@ def test_without_redis_it_says_so(settings: Settings) -> None:
 
 def test_an_offer_is_a_key_or_an_error(exchange: Exchange) -> None:
     offer = Offer(error="too long", field="prompt")
-    exchange.offer("v", offer)
-    assert exchange.find("v") == offer != replace(offer, field="")
+    exchange.offer("local/v", offer)
+    assert exchange.find("local/v") == offer != replace(offer, field="")

@@ -5,9 +5,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from service import decode, intake
+from service import decode, decode_video, intake
 from service.errors import RequestError
 from service.intake import Intake, Upload
 from service.settings import Settings
@@ -102,3 +103,36 @@ def test_the_environment_adds_no_code_to_the_child(
     assert door.clean([Upload("images", "a.png", picture())])
     door.close()
     assert intake.decode is decode
+
+
+def test_videos_come_back_as_frames_or_are_refused_by_name(door: Intake) -> None:
+    from engine.video import Video
+
+    video = Video(np.full((5, 64, 96, 3), 90, np.uint8), 8)
+    plan = decode_video.Plan(fps=8, most=9, size=(96, 64))
+    clip = decode_video.unpack(door.film(Upload("video", "a.mp4", video.mp4()), plan))
+    assert clip[:4] == (5, 64, 96, 8)
+    for data, words, status in (
+        (b"", "is empty", 400),
+        (picture(), "is not an MP4", 400),
+        (bytes(8_000_001), "is 8.0 MB; at most 8 MB", 413),
+    ):
+        with pytest.raises(RequestError, match=f"the video 'b.mp4' {words}") as told:
+            door.film(Upload("video", "b.mp4", data), plan)
+        assert (told.value.param, told.value.reason) == ("video", "invalid_video")
+        assert told.value.http_status == status
+
+
+def test_a_video_that_takes_too_much_memory_ends_only_its_child(
+    door: Intake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child = tmp_path / "child.py"
+    code = Path(decode_video.__file__).read_text()
+    assert "MEMORY_BYTES = 2 << 30" in code
+    child.write_text(code.replace("MEMORY_BYTES = 2 << 30", "MEMORY_BYTES = 1 << 27"))
+    monkeypatch.setattr(decode_video, "__file__", str(child))
+    from engine.video import Video
+
+    video = Video(np.full((5, 64, 96, 3), 90, np.uint8), 8)
+    with pytest.raises(RequestError, match="is damaged"):
+        door.film(Upload("video", "a.mp4", video.mp4()), decode_video.Plan(8, 9, (96, 64)))

@@ -56,6 +56,13 @@ def test_the_nearest_field_is_offered() -> None:
         parse(xyz="x")
 
 
+@pytest.mark.parametrize(("name", "param"), [("", "''"), ("k" * 10**6, "k" * 80)])
+def test_a_field_of_no_name_or_a_long_one_is_named(name: str, param: str) -> None:
+    with pytest.raises(RequestError, match="unknown field") as told:
+        parse(**{name: "x"})
+    assert told.value.param == param and len(str(told.value)) < 500
+
+
 def test_the_video_has_openais_fields() -> None:
     openai = (
         "id object model status progress created_at completed_at expires_at prompt"

@@ -35,7 +35,7 @@ def test_what_is_no_redis_is_refused(url: str) -> None:
 
 
 def test_numbers_out_of_range_are_refused() -> None:
-    for wrong in ({"lease_s": 0}, {"max_attempts": 0}, {"max_body_mb": -1}):
+    for wrong in ({"lease_s": 0}, {"max_attempts": 0}, {"max_picture_mb": -1}):
         with pytest.raises(ValidationError):
             Settings(**wrong)  # type: ignore[arg-type]
 

@@ -7,12 +7,12 @@ import pytest
 
 from engine.presets import MINIATURE
 from engine.spec import Spec
-from service.ledger import Job
+from service.jobs import Job
 from service.views import eta_s, video, warnings_for
 from tests.service.rig import request_of
 
 QUEUED = Job(
-    id="v",
+    ref="local/v",
     state="queued",
     request={**request_of("anna"), "references": [{"name": "anna", "key": "k"}]},
     result={},

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from engine.detector import Detector
+from engine.identity import IdentityEncoder
 from training import evaluate
-from training.detector import Detector
 from training.evaluate import Case, draw_sheet, from_engine, sample_clips, summarise, tells_places
-from training.identity import IdentityEncoder
 from training.measure import Instruments, Score
 from training.world.identity import FACTOR_NAMES, is_held_out
 from training.world.oracle import Oracle

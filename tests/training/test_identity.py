@@ -6,20 +6,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from engine.identity import IdentityEncoder
 from training import identity
 from training.gallery import Gallery, build, many_values
-from training.identity import ArcMargin, IdentityEncoder, Trainer, draw_batch, separation
+from training.identity import ArcMargin, Trainer, draw_batch, separation
 
 
 @pytest.fixture(scope="module")
 def gallery() -> Gallery:
     return build(12, 5, quiet=True)
-
-
-def test_embeddings_are_unit_vectors() -> None:
-    unit = IdentityEncoder((8, 16, 24))(torch.randn(4, 3, 48, 48))
-    assert unit.shape == (4, 128)
-    assert torch.allclose(unit.norm(dim=-1), torch.ones(4), atol=1e-5)
 
 
 def test_without_margin_the_loss_is_cross_entropy_of_scaled_cosines(gallery: Gallery) -> None:

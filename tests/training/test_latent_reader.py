@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+from engine.crops import cut
 from engine.presets import Preset
 from training import sft
-from training.crops import cut
 from training.data.shards import ShardFolder, Table
 from training.gallery import SIZES
 from training.latent_reader import (
@@ -30,9 +31,12 @@ from training.world.clip import sample_clip
 
 
 @pytest.fixture
-def reader() -> LatentReader:
+def reader() -> Iterator[LatentReader]:
     torch.manual_seed(0)
-    return LatentReader(16, (8, 16)).eval()
+    # oneDNN's backward of a few small crops has crashed here (torch 2.13 with AMX, two of six runs
+    # after other convolutions in the same process); how a convolution is computed is not tested.
+    with torch.backends.mkldnn.flags(enabled=False):
+        yield LatentReader(16, (8, 16)).eval()
 
 
 def test_divergence_is_cross_entropy_less_entropy_and_zero_between_equals() -> None:

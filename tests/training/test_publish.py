@@ -1,3 +1,4 @@
+import hashlib
 import json
 from pathlib import Path
 
@@ -5,9 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from engine.checkpoint import read_tensors, verify
+from engine.checkpoint import read_tensors
 from engine.errors import CheckpointError
-from training.publish import DIT, FILES, GRID, draw_lineage, lineage, publish
+from engine.folders import Manifest, verify
+from training import publish as publishing
+from training.publish import DIT, FILES, GRID, draw_lineage, gather, lineage, publish
 
 
 @pytest.fixture
@@ -27,27 +30,39 @@ def runs(tmp_path: Path) -> Path:
     return root
 
 
+def evaluation(runs: Path, reached: float = 0.7) -> dict[str, object]:
+    """Of what would ship: how far it keeps one subject."""
+    sha256 = hashlib.sha256(gather(runs)["dit.safetensors"]).hexdigest()
+    row = {"reached": reached, "reached_se": 0.01}
+    return {"dit": sha256, "subjects": {"1": row}}
+
+
+def published(runs: Path, target: Path, reached: float = 0.7, anyway: bool = False) -> Manifest:
+    return publish(runs, target, evaluation(runs, reached), anyway)
+
+
 def test_the_folder_verifies_and_says_where_it_comes_from(runs: Path, tmp_path: Path):
-    sha256 = publish(runs, tmp_path / "model").files["dit.safetensors"]
-    publish(runs, tmp_path / "model", {"seeds": 3, "dit": sha256})
+    told = evaluation(runs)
+    publish(runs, tmp_path / "model", told)
     manifest = verify(tmp_path / "model")
     assert set(manifest.files) == set(FILES)
-    assert manifest.evaluation == {"seeds": 3, "dit": sha256}
+    assert manifest.evaluation == told and manifest.lineage["code"]
     assert manifest.lineage["dit"] == {"run": "miniature_sft", "steps": 20, "minutes": 1.0}
 
 
 def test_publishing_again_replaces(runs: Path, tmp_path: Path):
-    first = publish(runs, tmp_path / "model")
+    first = published(runs, tmp_path / "model")
     save_file({"w": torch.ones(2, 2)}, runs / DIT)
-    second = publish(runs, tmp_path / "model")
+    second = published(runs, tmp_path / "model")
     assert first.digest() != second.digest()
+    assert second.lineage["parent"] == first.digest() and "parent" not in first.lineage
     assert verify(tmp_path / "model").digest() == second.digest()
 
 
 def test_a_missing_export_is_named_and_nothing_is_written(runs: Path, tmp_path: Path):
     (runs / "identity" / "oracle.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="oracle"):
-        publish(runs, tmp_path / "model")
+        publish(runs, tmp_path / "model", {})
     assert not (tmp_path / "model").exists()
 
 
@@ -62,7 +77,7 @@ def test_the_curves_of_all_runs_are_one_picture(runs: Path, tmp_path: Path):
 
 
 def test_matrices_ship_on_a_grid_and_vectors_as_they_are(runs: Path, tmp_path: Path):
-    publish(runs, tmp_path / "model")
+    published(runs, tmp_path / "model")
     file = tmp_path / "model" / "dit.safetensors"
     trained, shipped = load_file(runs / DIT), read_tensors(file)
     assert load_file(file)["w"].dtype == torch.int8
@@ -71,11 +86,33 @@ def test_matrices_ship_on_a_grid_and_vectors_as_they_are(runs: Path, tmp_path: P
     assert error < (1.1 / (GRID * 12**0.5)) ** 2, "that of even rounding"
 
 
-def test_figures_of_another_model_or_of_stills_are_refused(runs: Path, tmp_path: Path):
-    sha256 = publish(runs, tmp_path / "model").files["dit.safetensors"]
-    for wrong in ({"dit": "another"}, {"dit": sha256, "still": True}, {"seeds": 3}):
-        with pytest.raises(CheckpointError, match="not of the videos of what would ship"):
+def test_without_its_own_figures_nothing_is_published(runs: Path, tmp_path: Path):
+    sha256 = evaluation(runs)["dit"]
+    for wrong in (None, {}, {"dit": "another"}, {"dit": sha256, "still": True}, {"seeds": 3}):
+        with pytest.raises(CheckpointError, match="no evaluation of the videos of what would ship"):
             publish(runs, tmp_path / "model", wrong)
+    assert not (tmp_path / "model").exists()
+
+
+def test_what_is_worse_than_its_parent_must_be_insisted_on(runs: Path, tmp_path: Path):
+    first = published(runs, tmp_path / "model", 0.7)
+    with pytest.raises(CheckpointError, match="keeps 1 subjects 0.60 .* the other 0.70"):
+        published(runs, tmp_path / "model", 0.6)
+    assert verify(tmp_path / "model").digest() == first.digest()
+    worse = published(runs, tmp_path / "model", 0.6, anyway=True)
+    assert worse.lineage["parent"] == first.digest() and verify(tmp_path / "model") == worse
+
+
+def test_a_candidate_is_written_to_be_evaluated(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match="--model runs/candidate"):
+        publishing.run()
+    sha256 = verify(runs / "candidate").files["dit.safetensors"]
+    (runs / "evaluation.json").write_text(json.dumps({"dit": sha256}))
+    publishing.run()
+    assert verify(tmp_path / "models" / "miniature").files["dit.safetensors"] == sha256
 
 
 def test_without_logs_there_is_nothing_to_draw(tmp_path: Path):

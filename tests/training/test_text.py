@@ -176,9 +176,9 @@ def test_it_learns_and_shows_it(tmp_path: Path, tokenizer) -> None:  # noqa: ANN
 def test_the_shipped_encoder_puts_roles_into_tags() -> None:
     """Tags of two subjects with the same name differ by role more than by name: the nearest of a
     set of role prototypes, made from other names, is the right one."""
-    from engine import checkpoint
+    from engine import folders
 
-    preset = checkpoint.verify(SHIPPED).resolve()
+    preset = folders.verify(SHIPPED).resolve()
     encoder = TextEncoder.from_files(
         SHIPPED / "text.safetensors", SHIPPED / "text_tokenizer.json", preset.text
     )

@@ -212,9 +212,9 @@ def _train(student, lessons, folder, tokenizer, album) -> list[float]:  # noqa: 
 
 
 def test_the_shipped_vlm_describes_characters_it_has_never_seen() -> None:
-    from engine import checkpoint
+    from engine import folders
 
-    config = checkpoint.verify(SHIPPED).resolve().vlm
+    config = folders.verify(SHIPPED).resolve().vlm
     door = VLM.from_files(SHIPPED / "vlm.safetensors", SHIPPED / "vlm_tokenizer.json", config)
     right: dict[str, list[bool]] = {factor: [] for factor in FACTORS}
     for index in range(24):

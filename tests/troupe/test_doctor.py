@@ -6,8 +6,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from service.ledger import connect
+from service.roster import Roster, WorkerState
+from tests.service.rig import redis_url, settings
 from troupe import doctor
 from troupe.main import app
+from workers.settings import Settings
+
+__all__ = ["redis_url", "settings"]
 
 
 def test_whole_model_is_well(random_model: Path) -> None:
@@ -82,3 +88,22 @@ def test_extra_that_does_not_load_says_why(monkeypatch: pytest.MonkeyPatch, tmp_
 def test_full_disk_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))
     assert doctor.disk().level == "wrong"
+
+
+def test_a_running_services_workers_are_asked(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TROUPE_REDIS_URL", raising=False)
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    assert doctor.workers().level == "note"
+    monkeypatch.setenv("TROUPE_REDIS_URL", settings.redis_url)
+    monkeypatch.setenv("TROUPE_KEY_PREFIX", settings.key_prefix)
+    client = connect(settings)
+    roster = Roster(client, settings.model_copy(update={"lease_s": 600.0}))
+    roster.announce(WorkerState("w", "busy"))
+    assert doctor.workers().level == "ok"
+    roster.announce(WorkerState("w", "unhealthy", "the store refuses: no room"))
+    found = doctor.workers()
+    assert (found.level, found.detail) == ("wrong", "the store refuses: no room")
+    client.close()

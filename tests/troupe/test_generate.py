@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from engine import watermark
 from engine.errors import SpecError
 from engine.presets import MINIATURE, PHANTOM_1_3B
 from engine.spec import Guidance, Spec
@@ -115,6 +116,8 @@ def test_writes_the_video_and_its_contact_sheet(random_model: Path, tmp_path: Pa
         assert sum(1 for _ in container.decode(video=0)) == 5
     with Image.open(target.with_suffix(".png")) as sheet:
         assert sheet.width > sheet.height > 0
+    found = watermark.find(Video.from_mp4(target.read_bytes()).frames)
+    assert found is not None and found.payload is not None  # stands for the request
 
 
 @pytest.mark.parametrize(

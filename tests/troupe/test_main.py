@@ -8,15 +8,17 @@ from typer.testing import CliRunner
 
 from troupe.main import app
 
+COMMANDS = ("demo", "generate", "up", "doctor", "train", "keys", "tenants", "audit")
+
 
 def test_help_names_every_command() -> None:
     told = CliRunner().invoke(app, ["--help"])
     assert told.exit_code == 0
-    for command in ("demo", "generate", "up", "doctor", "train"):
+    for command in COMMANDS:
         assert command in told.output
 
 
-@pytest.mark.parametrize("command", ["demo", "generate", "up", "doctor", "train"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_has_help(command: str) -> None:
     told = CliRunner().invoke(app, [command, "--help"])
     assert told.exit_code == 0 and "Usage" in told.output

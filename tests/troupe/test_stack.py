@@ -134,14 +134,14 @@ def test_encoders_apart_get_what_they_need_of_the_runtime(tmp_path: Path) -> Non
     plan = replace(_plan(tmp_path), encoders=2)
     env = {"TROUPE_RUNTIME": "device=cpu,dtype=bf16,compile=inductor"}
     commands = {c.name: c for c in _commands(plan, env, 8000)}
-    assert list(commands) == ["worker", "encoder-1", "encoder-2", "reaper", "gateway"]
+    assert list(commands) == ["worker", "encoder-1", "encoder-2", "reaper", "courier", "gateway"]
     runtimes = {name: command.env["TROUPE_RUNTIME"] for name, command in commands.items()}
     assert runtimes["worker"] == "device=cpu,dtype=bf16,encoders=remote,compile=inductor"
     assert runtimes["encoder-1"] == runtimes["encoder-2"] == "device=cpu,dtype=bf16,encoders=only"
     on_card = _commands(plan, {"TROUPE_RUNTIME": "device=cuda:1"}, 8000)
     assert on_card[1].env["TROUPE_RUNTIME"] == "device=cpu,encoders=only"  # the card is not shared
     alone = _commands(replace(plan, encoders=0), env, 8000)
-    assert [c.env["TROUPE_RUNTIME"] for c in alone] == [env["TROUPE_RUNTIME"]] * 3
+    assert [c.env["TROUPE_RUNTIME"] for c in alone] == [env["TROUPE_RUNTIME"]] * 4
 
 
 @pytest.mark.parametrize("runtime", ["offload=encoders", "colour=red"])

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from service.ledger import Ledger
+from service.refs import LOCAL, home, ref_of
 from tests.service.rig import picture, request_of
 from tests.workers.scripted import ScriptedEngine
 from workers.boot import Station
@@ -22,11 +24,19 @@ def place(settings: Settings, tmp_path: Path) -> Iterator[Station]:
 
 
 def submit(
-    place: Station, prompt: str = "@anna waves", job_id: str = "v", steps: int = 6
+    place: Station,
+    prompt: str = "@anna waves",
+    job_id: str = "v",
+    steps: int = 6,
+    wish: dict[str, Any] | None = None,
+    **beside: Any,
 ) -> Ledger:
     """A job with one stored picture, as the gateway leaves it."""
-    key = place.blobs.put(f"videos/{job_id}/in", picture(), ".png").key
+    ref = ref_of(LOCAL, job_id)
+    key = place.blobs.put(f"{home(ref)}/in", picture(), ".png").key
     request = request_of("anna", prompt=prompt)
     request["spec"]["steps"] = steps
-    place.ledger.submit(job_id, {**request, "references": [{"name": "anna", "key": key}]})
+    references = [{"name": "anna", "key": key}]
+    asked = {**request, "references": references, "wish": wish or {}, **beside}
+    place.ledger.submit(ref, asked)
     return place.ledger

@@ -8,17 +8,22 @@ from pathlib import Path
 import pytest
 
 from engine.runtime import Runtime
+from service.cost import FLOPS_PER_S
+from service.ledger import connect
+from service.limits import Limits
 from service.roster import Roster
 from tests.service.rig import wait_for
 from tests.workers.scripted import load_scripted
 from workers import boot
 from workers.boot import Station
 from workers.settings import Settings
+from workers.signing import KEY, make
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(boot, "load_engine", load_scripted)
+    monkeypatch.setattr(boot, "load_judge", lambda folder: None)
     found = tmp_path / "model"
     found.mkdir()
     return found
@@ -44,6 +49,19 @@ def test_it_says_idle_then_busy_then_nothing(station: Station, roster: Roster) -
     assert roster.present() == []
 
 
+def test_the_first_estimate_is_by_the_speed_here(
+    settings: Settings, random_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    station = Station(settings.model_copy(update={"model_dir": random_model}))
+    limits = Limits(connect(settings), settings)
+    on_the_card = limits.reserve("acme/before", "miniature", 1.0).cost_s
+    station.load()
+    here = limits.reserve("acme/after", "miniature", 1.0).cost_s
+    assert station.engine is not None and on_the_card == 1.0
+    assert here != 1.0
+    assert 0.05 < here / (FLOPS_PER_S / station.engine.speed()) < 20  # others may be busy on it
+
+
 def test_a_refused_checkpoint_is_announced_with_its_reason_and_tried_again(
     station: Station, roster: Roster, folder: Path
 ) -> None:
@@ -55,6 +73,24 @@ def test_a_refused_checkpoint_is_announced_with_its_reason_and_tried_again(
     (folder / "broken").unlink()
     wait_for(lambda: station.engine is not None)
     wait_for(lambda: [worker.state for worker in roster.present()] == ["idle"])
+
+
+def test_without_a_key_to_sign_with_it_does_not_serve(
+    settings: Settings, folder: Path, tmp_path: Path
+) -> None:
+    """And serves as soon as there is one."""
+    wanted = {"model_dir": folder, "signing_dir": tmp_path / "keys"}
+    station = Station(settings.model_copy(update=wanted))
+    station.load()
+    assert station.engine is None and station.state.state == "unhealthy"
+    assert str(tmp_path / "keys") in station.state.message
+    make(tmp_path / "keys")
+    (tmp_path / "keys" / KEY).chmod(0o644)
+    station.load()
+    assert "chmod 600" in station.state.message
+    (tmp_path / "keys" / KEY).chmod(0o600)
+    station.load()
+    assert station.state.state == "idle"
 
 
 def test_a_bug_in_loading_is_announced_too(
@@ -116,7 +152,7 @@ def test_what_serves_goes_on_when_a_later_load_is_refused(
 
 
 def test_a_flipped_byte_is_found_by_the_real_loader(settings: Settings, tmp_path: Path) -> None:
-    from engine.checkpoint import Manifest, save_folder
+    from engine.folders import Manifest, save_folder
 
     model = tmp_path / "model"
     files = {name: name.encode() * 50 for name in ("dit.safetensors", "vae.safetensors")}

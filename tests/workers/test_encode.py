@@ -60,7 +60,7 @@ def files(place: Station) -> list[Path]:
 
 
 def expected(place: Station, encoder: Encoder, job_id: str = "v") -> bytes:
-    request = place.ledger.read(job_id).request
+    request = place.ledger.read(f"local/{job_id}").request
     references = [fetch(place, one) for one in request["references"]]
     return to_bytes(encoder.encode(Spec.from_json(request["spec"]), references))
 
@@ -80,25 +80,25 @@ def quietly() -> None:
 
 def test_encodings_are_stored_with_the_job_and_offered(desk: Station, encoder: Encoder) -> None:
     submit(desk)
-    assert answer("v", desk) == "encoded"
-    offer = desk.exchange.find("v")
+    assert answer("local/v", desk) == "encoded"
+    offer = desk.exchange.find("local/v")
     assert offer is not None and offer.digest == encoder.digest and not offer.error
-    assert offer.key.startswith("videos/v/encodings/")
+    assert offer.key.startswith("t/local/videos/v/encodings/")
     assert get(desk.blobs, offer.key) == expected(desk, encoder)
-    assert answer("v", desk) == "nothing to do"
+    assert answer("local/v", desk) == "nothing to do"
 
 
 def test_only_what_is_still_wanted_is_encoded(desk: Station) -> None:
-    assert answer("nobody", desk) == "gone"
-    submit(desk).cancel("v")
-    assert answer("v", desk) == "gone"
+    assert answer("local/nobody", desk) == "gone"
+    submit(desk).cancel("local/v")
+    assert answer("local/v", desk) == "gone"
     assert files(desk) == []
 
 
 def test_a_worker_without_encoders_takes_nothing(card: Station) -> None:
     submit(card)
-    assert "no encoders" in answer("v", card)
-    assert card.exchange.begin("v")
+    assert "no encoders" in answer("local/v", card)
+    assert card.exchange.begin("local/v")
 
 
 def test_who_needs_them_rings_waits_and_gets_them(
@@ -110,43 +110,43 @@ def test_who_needs_them_rings_waits_and_gets_them(
     def tell() -> None:
         told.append(1)
         if len(told) == 3:
-            threading.Thread(target=answer, args=("v", desk)).start()
+            threading.Thread(target=answer, args=("local/v", desk)).start()
 
-    found = encodings_of("v", card, encoder.digest, tell)
+    found = encodings_of("local/v", card, encoder.digest, tell)
     assert to_bytes(found) == expected(card, encoder)
-    assert card.rung[0] == "v" and len(told) > 3  # type: ignore[attr-defined]
+    assert card.rung[0] == "local/v" and len(told) > 3  # type: ignore[attr-defined]
 
 
 def test_a_job_is_made_with_them_and_they_go(
     desk: Station, card: Station, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     submit(card)
-    answer("v", desk)
+    answer("local/v", desk)
     wanted = expected(card, encoder)
     engine: Any = card.engine
     engine.digest = encoder.digest
     given: list[bytes] = []
     plain = engine.generate
 
-    def watched(spec: Any, references: Any, tell: Any, encoded: Any = None) -> Any:
+    def watched(*asked: Any, encoded: Any, **about: Any) -> Any:
         given.append(to_bytes(encoded))
         assert files(card)
-        return plain(spec, references, tell)
+        return plain(*asked, **about)
 
     monkeypatch.setattr(engine, "generate", watched)
-    assert generate.answer("v", card) == "completed"
+    assert generate.answer(card) == "completed"
     assert given == [wanted]
-    assert files(card) == [] and card.exchange.find("v") is None
+    assert files(card) == [] and card.exchange.find("local/v") is None
 
 
 def test_a_cancelled_job_ends_while_it_waits(card: Station) -> None:
     submit(card)
-    thread = threading.Thread(target=generate.answer, args=("v", card))
+    thread = threading.Thread(target=generate.answer, args=(card,))
     thread.start()
-    wait_for(lambda: card.ledger.read("v").state == "running")
-    assert card.ledger.cancel("v")
+    wait_for(lambda: card.ledger.read("local/v").state == "running")
+    assert card.ledger.cancel("local/v")
     thread.join(60)
-    job = card.ledger.read("v")
+    job = card.ledger.read("local/v")
     assert (job.state, job.text("error_code")) == ("failed", "cancelled")
 
 
@@ -157,26 +157,27 @@ def test_waiting_ends_when_it_is_told_to(card: Station) -> None:
         raise Cancelled("leave")
 
     with pytest.raises(Cancelled):
-        encodings_of("v", card, "d", stop)
+        encodings_of("local/v", card, "d", stop)
 
 
 def test_nobody_who_encodes_is_an_error_that_says_so(card: Station) -> None:
     submit(card)
     with pytest.raises(EncodingError, match=r"0\.3 s: no worker that encodes"):
-        encodings_of("v", card, "d", quietly, limit_s=0.3)
+        encodings_of("local/v", card, "d", quietly, limit_s=0.3)
 
 
 def test_a_request_that_cannot_be_encoded_is_the_clients_fault(
     desk: Station, card: Station
 ) -> None:
     submit(desk, prompt="and " * 300 + "@anna waves")
-    assert "@anna first comes after" in answer("v", desk)
-    with pytest.raises(SpecError, match="prompt: is too long: @anna"):
-        encodings_of("v", card, "d", quietly)
+    assert answer("local/v", desk) == "refused"  # for the log, which tells nothing of a prompt
+    with pytest.raises(SpecError, match="prompt: is too long: @anna first comes after"):
+        encodings_of("local/v", card, "d", quietly)
+    card.ledger.cancel("local/v")
     submit(desk, prompt="and " * 300 + "@anna waves", job_id="w")
-    answer("w", desk)
-    generate.answer("w", card)
-    job = card.ledger.read("w")
+    answer("local/w", desk)
+    generate.answer(card)
+    job = card.ledger.read("local/w")
     assert (job.state, job.text("error_code")) == ("failed", "invalid_request")
 
 
@@ -186,10 +187,10 @@ def test_a_failure_of_the_encoders_is_told_and_tried_again(
     submit(desk)
     with monkeypatch.context() as broken:
         broken.setattr(desk.encoder, "encode", failing(MemoryError("no room")))
-        assert answer("v", desk) == "MemoryError: no room"
+        assert answer("local/v", desk) == "MemoryError: no room"
     with pytest.raises(EncodingError, match="worker that encodes failed: MemoryError: no room"):
-        encodings_of("v", card, "d", quietly)
-    assert answer("v", desk) == "encoded"
+        encodings_of("local/v", card, "d", quietly)
+    assert answer("local/v", desk) == "encoded"
 
 
 def test_encodings_of_other_weights_or_damaged_ones_are_made_again(
@@ -197,27 +198,28 @@ def test_encodings_of_other_weights_or_damaged_ones_are_made_again(
 ) -> None:
     submit(desk)
     for offer in (
-        Offer(key="videos/v/encodings/none.safetensors", digest=encoder.digest),
-        Offer(key=card.blobs.put("videos/v/encodings", b"x", ".safetensors").key,
+        Offer(key="t/local/videos/v/encodings/none.safetensors", digest=encoder.digest),
+        Offer(key=card.blobs.put("t/local/videos/v/encodings", b"x", ".safetensors").key,
               digest=encoder.digest),
     ):  # fmt: skip
-        card.exchange.offer("v", offer)
+        card.exchange.offer("local/v", offer)
         with pytest.raises(EncodingError, match=r"not there|no encodings"):
-            encodings_of("v", card, encoder.digest, quietly, limit_s=0.01)
-        assert card.exchange.find("v") is None
-    answer("v", desk)
+            encodings_of("local/v", card, encoder.digest, quietly, limit_s=0.01)
+        assert card.exchange.find("local/v") is None
+    answer("local/v", desk)
     with pytest.raises(EncodingError, match=f"other weights .{encoder.digest}, not another"):
-        encodings_of("v", card, "another", quietly, limit_s=0.01)
+        encodings_of("local/v", card, "another", quietly, limit_s=0.01)
     assert card.rung  # type: ignore[attr-defined]
     card.rung.clear()  # type: ignore[attr-defined]
     roster = Roster(connect(card.settings), card.settings.model_copy(update={"lease_s": 600.0}))
     roster.announce(WorkerState("e", "idle", digest="old", role="encode"))
     with pytest.raises(EncodingError, match=r"other weights .*old, not another"):
-        encodings_of("v", card, "another", quietly, limit_s=0.01)
+        encodings_of("local/v", card, "another", quietly, limit_s=0.01)
     assert card.rung == []  # type: ignore[attr-defined]  # it would make them in vain
     roster.leave("e")
-    answer("v", desk)
-    assert to_bytes(encodings_of("v", card, encoder.digest, quietly)) == expected(card, encoder)
+    answer("local/v", desk)
+    found = to_bytes(encodings_of("local/v", card, encoder.digest, quietly))
+    assert found == expected(card, encoder)
 
 
 def test_what_cannot_be_handed_over_is_not_left_behind(
@@ -227,17 +229,17 @@ def test_what_cannot_be_handed_over_is_not_left_behind(
     submit(desk)
     with monkeypatch.context() as cut:
         cut.setattr(desk.exchange, "offer", failing(LedgerDown("the test says so")))
-        assert answer("v", desk) == "not handed over: the test says so"
+        assert answer("local/v", desk) == "not handed over: the test says so"
     assert files(desk) == []
-    assert answer("v", desk) == "encoded"
+    assert answer("local/v", desk) == "encoded"
 
 
 def test_an_encoder_that_was_killed_leaves_nothing_of_a_deleted_job(desk: Station) -> None:
     """Its doorbell comes again."""
     ledger = submit(desk)
-    desk.blobs.put("videos/v/encodings", b"half done", ".safetensors")
-    ledger.delete("v")
-    assert answer("v", desk) == "gone"
+    desk.blobs.put("t/local/videos/v/encodings", b"half done", ".safetensors")
+    ledger.delete("local/v")
+    assert answer("local/v", desk) == "gone"
     assert files(desk) == []
 
 
@@ -247,15 +249,15 @@ def test_a_store_that_fails_here_is_no_answer_to_who_waits(
     submit(desk)
     with monkeypatch.context() as broken:
         broken.setattr(desk.blobs, "put", failing(BlobFull("no room")))
-        assert answer("v", desk) == "not handed over: no room"
-    assert desk.exchange.find("v") is None and desk.exchange.begin("v")
+        assert answer("local/v", desk) == "not handed over: no room"
+    assert desk.exchange.find("local/v") is None and desk.exchange.begin("local/v")
 
 
 def test_an_old_failure_is_not_held_against_a_job(desk: Station, card: Station) -> None:
     """An encoder that failed on a job in the queue may be gone when the job is started."""
     submit(desk)
-    desk.exchange.offer("v", Offer(error="MemoryError: no room"))
-    wait_for(lambda: card.exchange.find("v") is None)
+    desk.exchange.offer("local/v", Offer(error="MemoryError: no room"))
+    wait_for(lambda: card.exchange.find("local/v") is None)
 
 
 def test_nothing_is_left_of_a_job_that_is_deleted_while_it_is_encoded(
@@ -266,11 +268,11 @@ def test_nothing_is_left_of_a_job_that_is_deleted_while_it_is_encoded(
 
     def slow(*given: Any) -> Offer:
         found = make(*given)
-        ledger.delete("v")
+        ledger.delete("local/v")
         return found
 
     monkeypatch.setattr(encode, "_encode", slow)
-    answer("v", desk)
+    answer("local/v", desk)
     assert files(desk) == []
     assert not [key for key in keys_of(desk.settings) if "encoded" in key]
 
@@ -287,13 +289,13 @@ def test_what_takes_longer_than_a_lease_is_not_begun_twice(
         return make(*given)
 
     monkeypatch.setattr(encode, "_encode", slow)
-    thread = threading.Thread(target=answer, args=("v", desk))
+    thread = threading.Thread(target=answer, args=("local/v", desk))
     thread.start()
     assert begun.wait(60)
     assert not begun_again(card, seconds=2.5 * desk.settings.lease_s)
     over.set()
     thread.join(60)
-    assert card.exchange.find("v") is not None
+    assert card.exchange.find("local/v") is not None
 
 
 def begun_again(place: Station, seconds: float) -> bool:
@@ -301,15 +303,15 @@ def begun_again(place: Station, seconds: float) -> bool:
     end = threading.Event()
     threading.Timer(seconds, end.set).start()
     while not end.wait(0.05):
-        if place.exchange.begin("v"):
+        if place.exchange.begin("local/v"):
             return True
     return False
 
 
 def test_encodings_are_read_as_they_were_written(desk: Station, encoder: Encoder) -> None:
     submit(desk)
-    answer("v", desk)
-    offer = desk.exchange.find("v")
+    answer("local/v", desk)
+    offer = desk.exchange.find("local/v")
     assert offer is not None
     data = get(desk.blobs, offer.key)
     assert to_bytes(from_bytes(data)) == data

@@ -1,6 +1,7 @@
 """One doorbell answered: how a job ends, and what stays of it, for each way it can go."""
 
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,10 @@ import pytest
 from engine.errors import VideoError
 from service.blobs import get
 from service.errors import BlobFull, LedgerDown
-from service.ledger import Books, Claim
+from service.jobs import Books, Claim
 from tests.service.rig import wait_for
 from tests.workers.stage import place, submit
-from workers import generate, media
+from workers import boot, generate, media, shelf
 from workers.boot import Station
 from workers.generate import answer, patiently
 
@@ -40,49 +41,50 @@ def at_step(place: Station, monkeypatch: pytest.MonkeyPatch, act: Callable[[], A
 
 def test_a_job_ends_with_its_video_stored_and_its_previews_gone(place: Station) -> None:
     ledger = submit(place)
-    assert answer("v", place) == "completed"
-    job = ledger.read("v")
+    assert answer(place) == "completed"
+    job = ledger.read("local/v")
     assert (job.state, job.text("digest"), job.number("steps")) == ("completed", "scripted", 6)
     assert get(place.blobs, job.result["video"])[4:8] == b"ftyp"
     assert get(place.blobs, job.result["thumbnail"])[:2] == b"\xff\xd8"
     assert get(place.blobs, job.result["spritesheet"])[1:4] == b"PNG"
-    assert set(job.result["timings"]) == {"encode_s", "denoise_s", "decode_s", "store_s"}
+    stages = ("fetch", "encode", "denoise", "decode", "store")
+    assert set(job.result["timings"]) == {f"{stage}_s" for stage in stages}
     assert job.result["attempt"] == 1
     assert job.result["forwards"] == {"asked": 12, "computed": 6}
     assert files(place) == {"in", "out"}
 
 
-def test_the_same_job_gives_the_same_bytes(place: Station) -> None:
+def test_the_same_request_gives_the_same_frames(place: Station) -> None:
     keys = []
     for name in ("v1", "v2"):
         submit(place, job_id=name)
-        answer(name, place)
-        keys.append(place.ledger.read(name).result["video"].rsplit("/", 1)[1])
+        answer(place)
+        keys.append(place.ledger.read(f"local/{name}").result["frames_sha256"])
     assert keys[0] == keys[1]
 
 
 def test_what_is_not_there_to_be_worked_on_is_left(place: Station) -> None:
-    assert answer("nobody", place) == "gone"
+    assert answer(place) == "none"
     submit(place)
-    held = place.ledger.claim("v", "another")
-    assert isinstance(held, Claim)
-    assert answer("v", place) == "held"
+    held = place.ledger.claim("another")
+    assert held is not None
+    assert answer(place) == "none"
     place.ledger.commit(held, {})
-    assert answer("v", place) == "ended"
+    assert answer(place) == "none"
 
 
 def test_without_an_engine_the_job_stays_queued(place: Station) -> None:
     submit(place)
     place.engine = None
-    assert answer("v", place) == "unfit"
-    assert place.ledger.read("v").state == "queued"
+    assert answer(place) == "unfit"
+    assert place.ledger.read("local/v").state == "queued"
 
 
 def test_cancel_stops_at_the_next_step(place: Station, monkeypatch: pytest.MonkeyPatch) -> None:
     ledger = submit(place)
-    at_step(place, monkeypatch, lambda: ledger.cancel("v"))
-    assert answer("v", place) == "cancel"
-    job = ledger.read("v")
+    at_step(place, monkeypatch, lambda: ledger.cancel("local/v"))
+    assert answer(place) == "cancel"
+    job = ledger.read("local/v")
     assert (job.state, job.text("error_code"), job.number("step")) == ("failed", "cancelled", 2)
     assert files(place) == {"in"}
 
@@ -91,8 +93,8 @@ def test_delete_stops_it_and_leaves_nothing(
     place: Station, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ledger = submit(place)
-    at_step(place, monkeypatch, lambda: ledger.delete("v"))
-    assert answer("v", place) == "gone"
+    at_step(place, monkeypatch, lambda: ledger.delete("local/v"))
+    assert answer(place) == "gone"
     assert files(place) == set() and ledger.graves(0) == []
     assert ledger.books() == Books(1, 0, 0, 0, 1)
 
@@ -104,19 +106,18 @@ def test_a_worker_that_lost_its_lease_leaves_the_heir_alone(
     heirs: list[Claim] = []
 
     def lose() -> None:
-        place.ledger._redis.zadd(f"{place.settings.key_prefix}:running", {"v": 0})
-        assert ledger.reap() == (["v"], [])
+        place.ledger._redis.zadd(f"{place.settings.key_prefix}:running", {"local/v": 0})
+        assert ledger.reap() == (["local/v"], [])
         heirs.append(wait_for(lambda: _claimed(place)))
 
     at_step(place, monkeypatch, lose)
-    assert answer("v", place) == "stale"
+    assert answer(place) == "stale"
     assert ledger.commit(heirs[0], {"video": "the heir's"}) == "ok"
-    assert ledger.read("v").result == {"video": "the heir's"}
+    assert ledger.read("local/v").result == {"video": "the heir's"}
 
 
 def _claimed(place: Station) -> Claim | None:
-    found = place.ledger.claim("v", "heir")
-    return found if isinstance(found, Claim) else None
+    return place.ledger.claim("heir")
 
 
 def test_a_leaving_worker_hands_the_job_back(
@@ -124,34 +125,52 @@ def test_a_leaving_worker_hands_the_job_back(
 ) -> None:
     ledger = submit(place)
     at_step(place, monkeypatch, place.leaving.set)
-    assert answer("v", place) == "leave"
-    job = ledger.read("v")
+    assert answer(place) == "leave"
+    job = ledger.read("local/v")
     assert (job.state, job.number("attempts")) == ("queued", 0)
-    assert files(place) == {"in"}
+    assert files(place) == {"in", "1-0-3"}  # where it stands
+
+
+@pytest.mark.parametrize(("ago_s", "outcome"), [(0.0, "completed"), (60.0, "leave")])
+def test_who_is_asked_to_end_has_a_while_to_finish(
+    place: Station, monkeypatch: pytest.MonkeyPatch, ago_s: float, outcome: str
+) -> None:
+    """Longer than that, and the orchestrator would kill it with the job in hand."""
+    ledger = submit(place)
+
+    def ask() -> None:
+        boot.tell_child()
+        monkeypatch.setattr(boot.SHUT_AT, "value", time.monotonic() - ago_s)
+
+    at_step(place, monkeypatch, ask)
+    try:
+        assert answer(place) == outcome
+    finally:
+        boot.SHUTTING_DOWN.clear()
+    assert ledger.read("local/v").state == ("completed" if ago_s == 0 else "queued")
 
 
 def test_a_request_that_cannot_be_is_not_tried_again(place: Station) -> None:
     submit(place, "@anna spec")
-    assert answer("v", place) == "failed"
-    job = place.ledger.read("v")
+    assert answer(place) == "failed"
+    job = place.ledger.read("local/v")
     assert (job.state, job.text("error_code")) == ("failed", "invalid_request")
 
 
 def test_an_engine_that_fails_is_tried_again_and_then_told(place: Station) -> None:
     submit(place, "@anna oom")
     for attempt in (1, 2, 3):
-        wait_for(lambda: place.ledger.read("v").number("not_before_ms") <= _now(place))
-        with pytest.raises(MemoryError):
-            answer("v", place)
-        assert place.ledger.read("v").number("attempts") == attempt
-    job = place.ledger.read("v")
+        wait_for(lambda: place.ledger.read("local/v").number("not_before_ms") <= _now(place))
+        assert answer(place) == ("again" if attempt < 3 else "failed")
+        assert place.ledger.read("local/v").number("attempts") == attempt
+    job = place.ledger.read("local/v")
     assert (job.state, job.text("error_code")) == ("failed", "engine_error")
     assert "MemoryError: the script says so" in (job.text("error_message") or "")
     assert files(place) == {"in"} and place.state.state == "idle"
 
 
 def _now(place: Station) -> int:
-    return place.ledger.read("v").now_ms
+    return place.ledger.read("local/v").now_ms
 
 
 @pytest.mark.parametrize(
@@ -165,19 +184,48 @@ def test_trouble_at_the_end_is_tried_again(
         raise error
 
     monkeypatch.setattr(media, "render", refuse)
+    monkeypatch.setattr(shelf, "PATIENCE_S", 0.0)
     submit(place)
-    assert answer("v", place) == "again"
-    assert place.ledger.read("v").state == "queued"
+    assert answer(place) == "again"
+    assert place.ledger.read("local/v").state == "queued"
     for _ in range(2):
-        wait_for(lambda: place.ledger.read("v").number("not_before_ms") <= _now(place))
-        answer("v", place)
-    assert place.ledger.read("v").text("error_code") == code
+        place.shelf.look()
+        wait_for(lambda: place.ledger.read("local/v").number("not_before_ms") <= _now(place))
+        answer(place)
+    assert place.ledger.read("local/v").text("error_code") == code
+
+
+def test_a_store_that_is_away_at_the_start_costs_no_start(place: Station) -> None:
+    submit(place)
+    folder, aside = Path(place.settings.blobs_url), Path(f"{place.settings.blobs_url}-aside")
+    folder.rename(aside)
+    folder.write_text("in the way")
+
+    def mend() -> None:
+        wait_for(lambda: place.state.state == "unhealthy")
+        folder.unlink()
+        aside.rename(folder)
+
+    thread = threading.Thread(target=mend)
+    thread.start()
+    assert answer(place) == "completed"
+    thread.join()
+    assert place.ledger.read("local/v").number("strikes") == 1 and place.state.state == "idle"
+
+
+def test_who_knows_that_the_store_refuses_takes_nothing(place: Station) -> None:
+    submit(place)
+    place.shelf.refusal = "the store refuses: no room"
+    assert answer(place) == "unfit" and not place._is_wanted()
+    assert (place.state.state, place.state.message) == ("unhealthy", place.shelf.refusal)
+    place.shelf.look()
+    assert place._is_wanted() and answer(place) == "completed"
 
 
 def test_a_missing_photo_ends_in_words(place: Station) -> None:
     submit(place)
-    place.blobs.delete("videos/v/in")
-    assert answer("v", place) == "again"
+    place.blobs.delete("t/local/videos/v/in")
+    assert answer(place) == "again"
 
 
 def test_a_ledger_that_is_away_leaves_the_job_to_the_reaper(
@@ -190,8 +238,8 @@ def test_a_ledger_that_is_away_leaves_the_job_to_the_reaper(
         raise LedgerDown("away")
 
     monkeypatch.setattr(place.ledger, "commit", away)
-    assert answer("v", place) == "adrift"
-    assert place.ledger.read("v").state == "running"
+    assert answer(place) == "adrift"
+    assert place.ledger.read("local/v").state == "running"
 
 
 def test_a_commit_is_tried_until_the_ledger_is_back() -> None:

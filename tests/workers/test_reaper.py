@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from service.audit import Audit
 from service.blobs import FolderBlobs
-from service.errors import BlobError
+from service.errors import BlobError, BlobMissing
 from service.exchange import Exchange, Offer
-from service.ledger import Claim, Ledger, connect
+from service.jobs import Claim
+from service.ledger import Ledger, connect
+from service.limits import Limits
 from service.roster import Roster, WorkerState
 from tests.service.rig import request_of, wait_for
 from workers.reaper import Reaper
@@ -35,23 +38,25 @@ def reaper(
     asked: list[str],
     settings: Settings,
 ) -> Reaper:
-    def ring(job_id: str) -> bool:
-        rung.append(job_id)
+    def ring(ref: str) -> bool:
+        rung.append(ref)
         return True
 
-    def ring_encoder(job_id: str) -> bool:
-        asked.append(job_id)
+    def ring_encoder(ref: str) -> bool:
+        asked.append(ref)
         return True
 
-    exchange = Exchange(connect(settings), settings)
-    return Reaper(ledger, roster, blobs, ring, settings, exchange, ring_encoder)
+    client = connect(settings)
+    exchange = Exchange(client, settings)
+    limits, audit = Limits(client, settings, look_s=0.01), Audit(client, settings)
+    return Reaper(ledger, roster, blobs, ring, settings, exchange, ring_encoder, limits, audit)
 
 
 def test_a_dead_workers_job_is_queued_again_and_rung(
     reaper: Reaper, ledger: Ledger, roster: Roster, rung: list[str]
 ) -> None:
-    ledger.submit("a", request_of("anna"))
-    assert isinstance(ledger.claim("a", "h"), Claim)
+    ledger.submit("local/a", request_of("anna"))
+    assert isinstance(ledger.claim("h"), Claim)
 
     def look() -> bool:
         roster.announce(WorkerState("w", "idle"))
@@ -59,7 +64,25 @@ def test_a_dead_workers_job_is_queued_again_and_rung(
         return bool(rung)
 
     wait_for(look)
-    assert rung == ["a"] and ledger.read("a").state == "queued"
+    assert rung == ["local/a"] and ledger.read("local/a").state == "queued"
+
+
+def test_a_job_that_is_given_up_goes_on_from_nowhere(
+    reaper: Reaper, ledger: Ledger, blobs: FolderBlobs
+) -> None:
+    ledger.submit("local/a", request_of("anna"))
+    assert ledger.claim("h") is not None
+    ledger.cancel("local/a")
+    kept = [blobs.put(f"t/local/videos/a/{part}", b"x", ".bin").key for part in ("state", "in")]
+
+    def ended() -> bool:
+        reaper.round()
+        return ledger.read("local/a").ended
+
+    wait_for(ended)
+    with pytest.raises(BlobMissing):
+        blobs.size(kept[0])
+    assert blobs.size(kept[1]) == 1
 
 
 @pytest.mark.parametrize("states", [[], ["busy"], ["starting"], ["unhealthy"]])
@@ -71,7 +94,7 @@ def test_nobody_is_rung_for_who_cannot_answer(
     settings: Settings,
     states: list[str],
 ) -> None:
-    ledger.submit("a", request_of("anna"))
+    ledger.submit("local/a", request_of("anna"))
     time.sleep(settings.ring_after_s + 0.05)
     for state in states:
         roster.announce(WorkerState(state, state))
@@ -83,20 +106,21 @@ def test_as_many_are_rung_as_stand_idle_the_oldest_first(
     reaper: Reaper, ledger: Ledger, roster: Roster, rung: list[str], settings: Settings
 ) -> None:
     for name in "abc":
-        ledger.submit(name, request_of("anna"))
+        ledger.submit(f"local/{name}", request_of("anna"))
     time.sleep(settings.ring_after_s + 0.05)
     roster.announce(WorkerState("w1", "idle"))
     roster.announce(WorkerState("w2", "idle"))
     reaper.round()
-    assert rung == ["a", "b"]
+    assert rung == ["local/a", "local/b"]
 
 
 def test_graves_are_swept_once_no_worker_can_be_writing(
     reaper: Reaper, ledger: Ledger, blobs: FolderBlobs, settings: Settings
 ) -> None:
-    ledger.submit("a", request_of("anna"))
-    ledger.delete("a")
-    late = Path(blobs.url(blobs.put("videos/a/1/out", b"late", ".mp4").key).removeprefix("file://"))
+    ledger.submit("local/a", request_of("anna"))
+    ledger.delete("local/a")
+    key = blobs.put("t/local/videos/a/1/out", b"late", ".mp4").key
+    late = Path(blobs.url(key).removeprefix("file://"))
     reaper.round()
     assert late.exists()
     time.sleep(2 * settings.lease_s)
@@ -107,8 +131,8 @@ def test_graves_are_swept_once_no_worker_can_be_writing(
 def test_a_sweep_that_fails_is_tried_again(
     reaper: Reaper, ledger: Ledger, blobs: FolderBlobs, settings: Settings
 ) -> None:
-    ledger.submit("a", request_of("anna"))
-    ledger.delete("a")
+    ledger.submit("local/a", request_of("anna"))
+    ledger.delete("local/a")
     time.sleep(2 * settings.lease_s)
     with pytest.MonkeyPatch.context() as patch:
 
@@ -117,7 +141,7 @@ def test_a_sweep_that_fails_is_tried_again(
 
         patch.setattr(blobs, "delete", refuse)
         reaper.round()
-    assert ledger.graves(0) == ["a"]
+    assert ledger.graves(0) == ["local/a"]
     reaper.round()
     assert ledger.graves(0) == []
 
@@ -131,13 +155,15 @@ def test_without_redis_a_round_raises_nothing(
     client = connect(lost)
     exchange = Exchange(client, lost)
     ring = bool
-    Reaper(Ledger(client, lost), Roster(client, lost), blobs, ring, lost, exchange, ring).round()
+    books = Limits(client, lost), Audit(client, lost)
+    ledger, roster = Ledger(client, lost), Roster(client, lost)
+    Reaper(ledger, roster, blobs, ring, lost, exchange, ring, *books).round()
 
 
 def test_no_job_is_rung_for_a_worker_that_only_encodes(
     reaper: Reaper, ledger: Ledger, roster: Roster, rung: list[str], settings: Settings
 ) -> None:
-    ledger.submit("a", request_of("anna"))
+    ledger.submit("local/a", request_of("anna"))
     time.sleep(settings.ring_after_s + 0.05)
     roster.announce(WorkerState("e", "idle", role="encode"))
     reaper.round()
@@ -148,9 +174,9 @@ def test_as_many_are_encoded_ahead_as_workers_will_need_it(
     reaper: Reaper, ledger: Ledger, roster: Roster, asked: list[str], settings: Settings
 ) -> None:
     for name in "abcd":
-        ledger.submit(name, request_of("anna"))
+        ledger.submit(f"local/{name}", request_of("anna"))
     exchange = Exchange(connect(settings), settings)
-    exchange.offer("a", Offer(key="k", digest="d"))
+    exchange.offer("local/a", Offer(key="k", digest="d"))
     for worker in ("w1", "w2", "w3"):
         roster.announce(WorkerState(worker, "busy", role="denoise", digest="d"))
     reaper.round()
@@ -161,7 +187,7 @@ def test_as_many_are_encoded_ahead_as_workers_will_need_it(
     assert asked == []  # nobody who could has the time
     roster.announce(WorkerState("e", "idle", role="encode", digest="d"))
     reaper.round()
-    assert asked == ["b", "c"]
+    assert asked == ["local/b", "local/c"]
     roster.announce(WorkerState("w1", "busy"))
     roster.announce(WorkerState("w2", "busy"))
     roster.announce(WorkerState("w3", "busy"))
@@ -169,3 +195,41 @@ def test_as_many_are_encoded_ahead_as_workers_will_need_it(
     time.sleep(settings.ring_after_s + 0.05)
     reaper.round()
     assert asked == []  # all have encoders of their own
+
+
+def test_quota_follows_what_jobs_took(
+    reaper: Reaper, ledger: Ledger, settings: Settings
+) -> None:
+    limits = Limits(connect(settings), settings, look_s=0.01)
+    limits.reserve("acme/a", "miniature", 9.0)
+    ledger.submit("acme/a", request_of("anna"))
+    limits.bind("acme/a")
+    claim = ledger.claim("h")
+    assert isinstance(claim, Claim)
+    time.sleep(0.05)
+    reaper.round()
+    assert ledger.commit(claim, {}) == "ok"
+    spent_ms = ledger.read("acme/a").number("spent_ms")
+    quota = f"{settings.key_prefix}:quota:acme"
+
+    def settled() -> bool:
+        reaper.round()
+        return connect(settings).hget(quota, "reserved") == "0"
+
+    wait_for(settled)
+    assert connect(settings).hget(quota, "settled") == str(spent_ms) and spent_ms >= 50
+
+
+def test_what_was_kept_for_long_enough_is_deleted_with_a_receipt(
+    reaper: Reaper, ledger: Ledger, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reaper, "_retention_s", 0.05)
+    ledger.submit("acme/a", request_of("anna"))
+    ledger.submit("acme/b", request_of("anna"))
+    ledger.cancel("acme/a")
+    time.sleep(0.06)
+    reaper.round()
+    jobs, _ = ledger.page("acme", None, 10, newest_first=True)
+    assert [job.id for job in jobs] == ["b"]
+    (receipt,) = Audit(connect(settings), settings).entries(name="acme/a")
+    assert (receipt.tenant, receipt.actor) == ("acme", "retention")

@@ -1,5 +1,7 @@
 """The worker's settings are the gateway's and a few more."""
 
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
@@ -14,7 +16,7 @@ def test_what_both_know_has_one_default() -> None:
 
 def test_its_own_fields_are_few_and_described() -> None:
     own = Settings.model_fields.keys() - ServiceSettings.model_fields.keys()
-    assert own == {"model_dir", "job_limit_s", "load_limit_s", "encodings_dir", "runtime"}
+    assert own == {"model_dir", "job_limit_s", "encodings_dir", "runtime", "signing_dir"}
     assert all(Settings.model_fields[name].description for name in own)
 
 
@@ -31,3 +33,16 @@ def test_a_runtime_of_other_words_ends_the_start(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("TROUPE_RUNTIME", "compile=fast")
     with pytest.raises(ValidationError, match="there are eager, inductor, aoti, tensorrt"):
         Settings()
+
+
+@pytest.mark.parametrize(
+    ("blobs", "folder"),
+    [
+        (".troupe/blobs", ".troupe/signing"),
+        ("/data/blobs", "/data/signing"),
+        ("file:///a%20b/blobs", "/a b/signing"),
+        ("s3://bucket/prefix", ".troupe/signing"),
+    ],
+)
+def test_our_own_chain_lies_beside_the_blobs(blobs: str, folder: str) -> None:
+    assert Settings(blobs_url=blobs).own_signing_dir == Path(folder)

@@ -6,7 +6,7 @@ import pytest
 
 from engine.errors import Cancelled
 from service.errors import BlobError, LedgerDown
-from service.ledger import Claim
+from service.jobs import Claim
 from tests.workers.scripted import ScriptedProgress
 from tests.workers.stage import place, submit
 from workers.boot import Station
@@ -17,10 +17,10 @@ __all__ = ["place"]
 
 @pytest.fixture
 def work(place: Station) -> Work:
-    claim = submit(place).claim("v", "h")
+    claim = submit(place).claim("h")
     assert isinstance(claim, Claim)
     found = Work(claim, place)
-    found.begin("d1")
+    found.begin("d1", made=0, wanted=1)
     return found
 
 
@@ -38,7 +38,7 @@ def test_progress_is_the_engines_own(place: Station, work: Work) -> None:
     stages = ("encode", 0), ("denoise", 0), ("denoise", 5), ("decode", 0), ("decode", 5)
     for stage, step in stages:
         tell(work, stage, step)
-        job = place.ledger.read("v")
+        job = place.ledger.read("local/v")
         seen.append((job.text("stage"), job.number("progress"), job.number("step")))
     assert seen == [
         ("encode", 0, 0),
@@ -53,7 +53,7 @@ def test_progress_is_the_engines_own(place: Station, work: Work) -> None:
 def test_the_latest_preview_is_shown(place: Station, work: Work) -> None:
     tell(work, "denoise", 1, b"one")
     tell(work, "denoise", 2)
-    key = place.ledger.read("v").text("preview")
+    key = place.ledger.read("local/v").text("preview")
     assert key and b"".join(place.blobs.read(key)) == b"one"
 
 
@@ -65,7 +65,7 @@ def test_a_preview_that_cannot_be_kept_costs_nothing(
 
     monkeypatch.setattr(place.blobs, "put", refuse)
     tell(work, "denoise", 1, b"one")
-    assert place.ledger.read("v").number("step") == 1
+    assert place.ledger.read("local/v").number("step") == 1
 
 
 def test_a_long_stage_keeps_its_lease(place: Station, work: Work) -> None:
@@ -76,7 +76,7 @@ def test_a_long_stage_keeps_its_lease(place: Station, work: Work) -> None:
 
 def test_a_cancel_during_a_long_stage_is_heard_at_its_end(place: Station, work: Work) -> None:
     with work.leased():
-        place.ledger.cancel("v")
+        place.ledger.cancel("local/v")
         time.sleep(place.settings.lease_s)
         assert work.stopped == "cancel"
         with pytest.raises(Cancelled):
@@ -93,7 +93,7 @@ def test_a_gap_in_the_ledger_does_not_stop_the_work(
         patch.setattr(place.ledger, "beat", away)
         tell(work, "denoise", 3)
     tell(work, "denoise", 4)
-    assert place.ledger.read("v").number("step") == 4
+    assert place.ledger.read("local/v").number("step") == 4
 
 
 def test_clocks_run_per_stage(work: Work) -> None:

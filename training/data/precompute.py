@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan
@@ -107,7 +108,7 @@ def write_null(folder: ShardFolder, sources: Sources) -> None:
     from training.state import write_safetensors
 
     folder.path.mkdir(parents=True, exist_ok=True)
-    features_BTM = sources.encoders.text.encode([""])
+    features_BTM = sources.encoders.words.encode([""])
     header = {"weights": sources.digests["text"]}
     write_safetensors(folder.path / NULL, {"text": features_BTM[0].bfloat16()}, header)
 
@@ -159,7 +160,7 @@ def encode_text(clips: Sequence[Clip], sources: Sources) -> dict[str, Tensor]:
     """text [B, T, M] and tags [B, S, M], bf16."""
     texts = [clip.caption.text for clip in clips]
     spans = [clip.caption.spans for clip in clips]
-    text_BTM, tags = sources.encoders.text.encode_with_tags(texts, spans)
+    text_BTM, tags = sources.encoders.words.encode_with_tags(texts, spans)
     padded = [_padded(tags_SM, sources.max_subjects) for tags_SM in tags]
     return {"text": text_BTM.bfloat16(), "tags": torch.stack(padded).bfloat16()}
 
@@ -168,7 +169,7 @@ def encode_vlm(clips: Sequence[Clip], sources: Sources) -> dict[str, Tensor]:
     """vlm [B, V, M] bf16, num_vlm [B]."""
     vlm = sources.encoders.vlm
     assert vlm is not None
-    rows = [
+    rows: Any = [
         (vlm.cut(clip.caption.text, len(clip.references)), clip.references, clip.caption.names)
         for clip in clips
     ]

@@ -19,8 +19,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.convnet import ResidualBlock, Trunk, load, loop_of, save
-from training.crops import CROP, cut, jitter, occlude, to_unit, wear
+from engine.convnet import ResidualBlock, Trunk, load
+from engine.crops import CROP, cut, to_unit
+from training.convnet import loop_of, save
+from training.crops import jitter, occlude, wear
 from training.gallery import SIZES, SLACK, VIEW, Gallery
 from training.loop import run as train
 from training.world.identity import FACTOR_NAMES, Identity

@@ -6,6 +6,7 @@ to 1, so that one scene renders at any size. `tracks` turns roles into poses fra
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -186,7 +187,7 @@ def _stand(col: dict[str, np.ndarray], s: np.ndarray, wave: np.ndarray,
     col["step"][:] = 0.0
 
 
-def _walk(sign: int) -> object:
+def _walk(sign: int) -> Callable[..., None]:
     def move(col: dict[str, np.ndarray], s: np.ndarray, wave: np.ndarray,
              rng: np.random.Generator) -> None:
         span = rng.uniform(0.32, 0.48)
@@ -229,7 +230,7 @@ def _swap(col: dict[str, np.ndarray], s: np.ndarray, target: tuple[float, float,
     col["step"][:] = np.sin(2 * np.pi * 2.0 * s)
 
 
-_MOVES = {
+_MOVES: dict[str, Callable[..., None]] = {
     "stands": _stand, "walks left": _walk(-1), "walks right": _walk(+1), "bounces": _bounce,
     "spins": _spin, "comes closer": _approach, "swaps": _stand,
 }

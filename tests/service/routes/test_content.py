@@ -5,7 +5,7 @@ from fastapi.testclient import TestClient
 
 from service.deps import House
 from service.errors import RequestError
-from service.ledger import Claim
+from service.jobs import Claim
 from service.routes.content import parse_range
 from tests.service.rig import picture, request_of
 
@@ -15,9 +15,10 @@ FILM = bytes(range(256)) * 10
 @pytest.fixture
 def running(house: House) -> Claim:
     """A job in hand, with one reference."""
-    key = house.blobs.put("videos/v/in", picture(), ".png").key
-    house.ledger.submit("v", {**request_of("anna"), "references": [{"name": "anna", "key": key}]})
-    claim = house.ledger.claim("v", "h")
+    key = house.blobs.put("t/local/videos/v/in", picture(), ".png").key
+    references = [{"name": "anna", "key": key}]
+    house.ledger.submit("local/v", {**request_of("anna"), "references": references})
+    claim = house.ledger.claim("h")
     assert isinstance(claim, Claim)
     return claim
 
@@ -25,9 +26,9 @@ def running(house: House) -> Claim:
 @pytest.fixture
 def done(running: Claim, house: House) -> str:
     keys = {
-        "video": house.blobs.put("videos/v/out", FILM, ".mp4").key,
-        "thumbnail": house.blobs.put("videos/v/out", b"jpeg", ".jpg").key,
-        "spritesheet": house.blobs.put("videos/v/out", b"png", ".png").key,
+        "video": house.blobs.put("t/local/videos/v/out", FILM, ".mp4").key,
+        "thumbnail": house.blobs.put("t/local/videos/v/out", b"jpeg", ".jpg").key,
+        "spritesheet": house.blobs.put("t/local/videos/v/out", b"png", ".png").key,
     }
     assert house.ledger.commit(running, keys) == "ok"
     return "/v1/videos/v/content"
@@ -81,6 +82,21 @@ def test_no_last_bytes_are_no_range() -> None:
         parse_range("bytes=-0", 100)
 
 
+def test_who_knows_it_is_told_so_and_asks_again_each_time(
+    client: TestClient, house: House, done: str
+) -> None:
+    first = client.get(done)
+    assert first.headers["cache-control"] == "private, no-cache"
+    tag = first.headers["etag"]
+    for known in (tag, f'"other", W/{tag}'):
+        answer = client.get(done, headers={"if-none-match": known})
+        assert (answer.status_code, answer.content) == (304, b"")
+        assert answer.headers["etag"] == tag
+    assert client.get(done, headers={"if-none-match": '"other"'}).content == FILM
+    client.delete("/v1/videos/v")
+    assert client.get(done, headers={"if-none-match": tag}).status_code == 404
+
+
 def test_head_has_no_body(client: TestClient, done: str) -> None:
     answer = client.head(done)
     assert (answer.status_code, answer.content) == (200, b"")
@@ -95,7 +111,7 @@ def test_before_the_end_there_is_nothing_but_previews(
         assert answer.status_code == 409
         assert answer.json()["error"]["code"] == "video_not_ready"
         assert answer.headers["x-should-retry"] == "false"
-    key = house.blobs.put(f"videos/v/{running.token}/preview", b"early", ".jpg").key
+    key = house.blobs.put(f"t/local/videos/v/{running.token}/preview", b"early", ".jpg").key
     house.ledger.beat(running, 10, preview=key)
     answer = client.get("/v1/videos/v/content", params={"variant": "preview"})
     assert (answer.content, answer.headers["content-type"]) == (b"early", "image/jpeg")
@@ -126,5 +142,23 @@ def test_an_unknown_variant_is_told(client: TestClient, done: str) -> None:
 
 
 def test_a_blob_that_vanished_is_not_found(client: TestClient, done: str, house: House) -> None:
-    house.blobs.delete("videos/v")
+    house.blobs.delete("t/local/videos/v")
     assert client.get(done).status_code == 404
+
+
+def test_a_number_is_a_candidates_video(client: TestClient, house: House) -> None:
+    house.ledger.submit("local/v", request_of())
+    claim = house.ledger.claim("h")
+    assert claim is not None
+    assert client.get("/v1/videos/v/content?variant=0").status_code == 409
+    keys = [house.blobs.put("t/local/videos/v/out", data, ".mp4").key for data in (b"a", b"b")]
+    made = [{"video": key} for key in keys]
+    house.ledger.commit(claim, {"video": keys[1], "candidates": made})
+    got = {name: client.get(f"/v1/videos/v/content?variant={name}") for name in ("video", "0", "1")}
+    assert {name: answer.content for name, answer in got.items()} == {
+        "video": b"b", "0": b"a", "1": b"b",
+    }  # fmt: skip
+    assert client.get("/v1/videos/v/content?variant=2").status_code == 404
+    for wrong in ("-1", "x", "1.5", "²"):
+        answer = client.get("/v1/videos/v/content", params={"variant": wrong})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "variant")

@@ -7,6 +7,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from service.app import create_app
+from service.deps import House
 from service.roster import Roster, WorkerState
 from tests.service.rig import request_of
 from workers.settings import Settings
@@ -20,7 +21,7 @@ def test_alive_asks_nobody(settings: Settings, tmp_path: Path) -> None:
 
 def test_ready_with_a_fit_worker(client: TestClient, roster: Roster) -> None:
     roster.announce(WorkerState("w1", "idle", digest="d"))
-    client.app.state.house.ledger.submit("a", request_of())  # type: ignore[attr-defined]
+    client.app.state.house.ledger.submit("local/a", request_of())  # type: ignore[attr-defined]
     answer = client.get("/readyz")
     assert answer.status_code == 200
     body = answer.json()
@@ -50,6 +51,21 @@ def test_an_unusable_store_says_so(settings: Settings, tmp_path: Path, roster: R
     with TestClient(create_app(wrong)) as client:
         checks = client.get("/readyz").json()["checks"]
     assert not checks["blobs"]["ok"] and checks["redis"]["ok"] and checks["workers"]["ok"]
+
+
+def test_who_asks_often_writes_little(
+    client: TestClient, house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+    put = house.blobs.put
+
+    def counted(prefix: str, data: bytes, suffix: str) -> object:
+        written.append(prefix)
+        return put(prefix, data, suffix)
+
+    monkeypatch.setattr(house.blobs, "put", counted)
+    assert all(client.get("/readyz").json()["checks"]["blobs"]["ok"] for _ in range(5))
+    assert len(written) <= 1
 
 
 def test_no_redis_is_told_soon(settings: Settings, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from httpx import Response
 from engine.spec import Guidance, Spec
 from service.blobs import get
 from service.deps import House
-from service.ledger import Books, Claim, Ledger
+from service.jobs import Books, Claim
+from service.ledger import Ledger
 from tests.service.rig import keys_of, picture
 from workers.settings import Settings
 
@@ -33,7 +34,7 @@ def post(client: TestClient, prompt: str = "@anna waves", **fields: Any) -> Resp
 
 def spec_of(ledger: Ledger, answer: Response) -> Spec:
     assert answer.status_code == 202, answer.text
-    return Spec.from_json(ledger.read(answer.json()["id"]).request["spec"])
+    return Spec.from_json(ledger.read("local/" + answer.json()["id"]).request["spec"])
 
 
 def stored(settings: Settings) -> list[Path]:
@@ -56,7 +57,7 @@ def test_multipart_with_subjects(client: TestClient, ledger: Ledger, house: Hous
     assert (video["object"], video["status"], video["progress"]) == ("video", "queued", 0)
     assert (video["queue_position"], video["size"], video["seconds"]) == (0, "96x64", "2.125")
     assert [one["name"] for one in video["subjects"]] == ["bob", "anna"]
-    references = ledger.read(video["id"]).request["references"]
+    references = ledger.read("local/" + video["id"]).request["references"]
     widths = [get(house.blobs, one["key"])[16:20] for one in references]
     assert [int.from_bytes(width, "big") for width in widths] == [21, 20]
 
@@ -140,7 +141,7 @@ def test_the_answer_says_what_the_miniature_cannot(client: TestClient) -> None:
 def test_a_lost_doorbell_does_not_lose_the_job(
     client: TestClient, house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(house.doorbell, "ring", lambda job_id: False)
+    monkeypatch.setattr(house.doorbell, "ring", lambda ref: False)
     assert post(client).status_code == 202
     assert house.ledger.books().queued == 1
 
@@ -153,7 +154,7 @@ def test_retrieve_follows_the_record(client: TestClient, ledger: Ledger) -> None
     waiting = client.get(f"/v1/videos/{second}")
     assert waiting.json()["queue_position"] == 1
     assert int(waiting.headers["openai-poll-after-ms"]) > 0
-    claim = ledger.claim(first, "h")
+    claim = ledger.claim("h")
     assert isinstance(claim, Claim)
     ledger.beat(claim, 30, stage="denoise", step=3, digest="d1", fraction=0.3)
     running = client.get(f"/v1/videos/{first}").json()
@@ -173,7 +174,7 @@ def test_retrieve_follows_the_record(client: TestClient, ledger: Ledger) -> None
 
 def test_a_failed_video_is_two_hundred_with_its_reason(client: TestClient, ledger: Ledger) -> None:
     video_id = post(client).json()["id"]
-    claim = ledger.claim(video_id, "h")
+    claim = ledger.claim("h")
     assert isinstance(claim, Claim)
     ledger.fail(claim, "engine_error", "it broke", retry=False)
     answer = client.get(f"/v1/videos/{video_id}")
@@ -235,8 +236,8 @@ def test_delete_leaves_nothing(client: TestClient, ledger: Ledger, settings: Set
 
 def test_delete_of_a_running_job_tells_its_worker(client: TestClient, ledger: Ledger) -> None:
     video_id = post(client).json()["id"]
-    claim = ledger.claim(video_id, "h")
+    claim = ledger.claim("h")
     assert isinstance(claim, Claim)
     assert client.delete(f"/v1/videos/{video_id}").status_code == 200
     assert ledger.beat(claim) == "gone"
-    assert ledger.graves(0) == [video_id]  # swept once no worker can still be writing
+    assert ledger.graves(0) == [f"local/{video_id}"]  # swept once no worker can still be writing

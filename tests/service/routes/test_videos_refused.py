@@ -10,7 +10,8 @@ from httpx import Response
 
 from service.app import create_app
 from service.errors import BlobFull
-from service.ledger import Books, Ledger
+from service.jobs import Books
+from service.ledger import Ledger
 from service.roster import Roster, WorkerState
 from tests.service.rig import keys_of
 from tests.service.routes.test_videos import ANNA, PNG, files, post, stored
@@ -151,7 +152,9 @@ def test_bad_input_is_told_and_leaves_nothing(
         assert param.split("[")[0].split(".")[0] in error["message"]
     assert answer.headers["x-request-id"].startswith("req_")
     assert ledger.books() == Books(0, 0, 0, 0, 0)
-    assert keys_of(settings) == [] and stored(settings) == []
+    # What stays is how much the tenant used, in all: nothing.
+    assert keys_of(settings) in ([], [f"{settings.key_prefix}:quota:local"])
+    assert stored(settings) == []
 
 
 def test_a_tier_that_no_worker_serves_is_told_and_leaves_nothing(
@@ -185,9 +188,9 @@ def test_messages_say_what_would_be_right(client: TestClient) -> None:
 
 
 def test_a_body_beyond_the_limit_is_cut_off(settings: Settings) -> None:
-    small = settings.model_copy(update={"max_body_mb": 0.1})
+    small = settings.model_copy(update={"max_picture_mb": 0.01})  # and a body of 1.08 MB
     with TestClient(create_app(small)) as client:
-        answer = form(one_picture(bytes(200_000)))(client)
+        answer = form(one_picture(bytes(1_200_000)))(client)
         assert answer.status_code == 413
         assert answer.json()["error"]["code"] == "body_too_large"
 
@@ -210,3 +213,15 @@ def test_a_full_queue_and_a_full_disk_leave_nothing(
         assert (disk.status_code, disk.json()["error"]["code"]) == (507, "storage_full")
     assert stored(settings) == before
     assert ledger.books().submitted == 1
+
+
+@pytest.mark.parametrize("url", ["http://example.com/", "https://10.0.0.1/", "x", ""])
+def test_a_webhook_goes_to_the_open_internet_only(
+    client: TestClient, settings: Settings, url: str
+) -> None:
+    answer = client.post("/v1/videos", data={"prompt": "a field", "webhook_url": url})
+    if url:
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "webhook_url")
+        assert not [key for key in keys_of(settings) if ":job:" in key]
+    else:
+        assert answer.status_code == 202, "an empty one is none"

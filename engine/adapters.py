@@ -1,0 +1,119 @@
+"""Adapters: small folders that change a published model, named by its digest.
+
+    adapter/
+      manifest.json            lineage.base: the digest of the model that it changes
+      one of  delta.safetensors    see `engine.delta`
+              lora.safetensors     see `engine.lora`; with alpha in the file or its header
+              stream.safetensors   tensors of the transformer, whole, such as its identity stream
+
+Merged into its base an adapter gives an ordinary model folder. The same two give the same bytes and
+so the same digest, whoever merges them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from engine import delta, lora
+from engine.checkpoint import GRID_STEP, open_tensors, read_tensors, tensor_bytes
+from engine.errors import CheckpointError
+from engine.folders import Manifest, drafting, held, save_folder
+from engine.registry import Registry, base_of
+
+DIT = "dit.safetensors"
+DELTA, LORA, STREAM = "delta.safetensors", "lora.safetensors", "stream.safetensors"
+
+
+def merge(base: Path, adapter: Path, target: Path) -> Manifest:
+    """Write the model folder that an adapter makes of its base; its manifest.
+
+    Files that stay are linked, not copied, where both folders lie on one disk.
+
+    Raises:
+        CheckpointError: a folder is damaged, the adapter is for another base or none, or its
+            tensors do not fit.
+    """
+    with held(base) as (own, own_view), held(adapter) as (change, change_view):
+        if base_of(change) != own.digest():
+            raise CheckpointError(f"{adapter} is no adapter of {base} ({own.digest()[:12]})")
+        if len(change.files) != 1 or not set(change.files) <= {DELTA, LORA, STREAM}:
+            raise CheckpointError(f"{adapter} must hold one of {DELTA}, {LORA} and {STREAM}")
+        (name,) = change.files
+        weights = _changed(read_tensors(own_view / DIT), name, change_view / name)
+        manifest = Manifest(
+            own.preset,
+            configs=own.configs,
+            lineage={"merged": {"base": own.digest(), "adapter": change.digest()}},
+            evaluation=change.evaluation,
+        )
+        with drafting(target) as draft:
+            files: dict[str, bytes | Path] = {}
+            for kept in own.files.keys() - {DIT}:
+                files[kept] = _linked(Path(base) / kept, own_view / kept, draft)
+            files[DIT] = tensor_bytes(weights, _width(own_view / DIT))
+            return save_folder(target, manifest, files, overwrite=True, moved=draft)
+
+
+def pull(registry: Registry, digest: str, cache: Path) -> Path:
+    """A published model as a folder below `cache`; an adapter merged into its base.
+
+    Raises RegistryError or CheckpointError.
+    """
+    folder = registry.pull(digest, cache)
+    base = base_of(registry.manifest(digest))
+    if base is None:
+        return folder
+    if base_of(registry.manifest(base)) is not None:
+        raise CheckpointError(f"{digest[:12]} is an adapter of an adapter: merge that one first")
+    target = Path(cache) / f"{digest}-merged"
+    merge(registry.pull(base, cache), folder, target)
+    return target
+
+
+def save_delta(
+    base: Path, tuned: Mapping[str, Tensor], target: Path, about: Manifest, max_bytes: int
+) -> Manifest:
+    """Write the adapter folder that changes a base's transformer into `tuned`, as near as
+    `max_bytes` allow (`engine.delta`). about: lineage and evaluation of it."""
+    with held(base) as (own, view):
+        content = delta.encode(read_tensors(view / DIT), tuned, max_bytes)
+        lineage = {**about.lineage, "base": own.digest()}
+        manifest = replace(about, preset=own.preset, configs=own.configs, lineage=lineage)
+    return save_folder(target, manifest, {DELTA: content})
+
+
+def _changed(weights: dict[str, Tensor], name: str, path: Path) -> dict[str, Tensor]:
+    if name == DELTA:
+        return delta.apply(weights, path)
+    tensors = read_tensors(path)
+    if name == LORA:
+        found = lora.adapters(tensors, weights, path.name, lora.declared_alpha(path))
+        return lora.merge(weights, found, label=path.name)
+    for key, value in tensors.items():
+        if key not in weights or weights[key].shape != value.shape:
+            raise CheckpointError(f"{path.name}: {key} is no tensor of this base")
+    return weights | tensors
+
+
+def _width(path: Path) -> torch.dtype:
+    """The precision in which what was merged loses nothing that its base had."""
+    kinds = {x.dtype for name, x in open_tensors(path).items() if not name.endswith(GRID_STEP)}
+    return torch.bfloat16 if kinds == {torch.bfloat16} else torch.float32
+
+
+def _linked(path: Path, verified: Path, draft: Path) -> Path:
+    """A second name of the verified file, in the draft; where that cannot be, the file itself."""
+    link = draft / path.name
+    try:
+        os.link(path, link)
+    except OSError:
+        return verified
+    if not link.samefile(verified):
+        raise CheckpointError(f"{path} was replaced while it was read")
+    return link

@@ -1,0 +1,223 @@
+"""The registry: published models, each an immutable folder under its own digest, and channels.
+
+    models/<digest>/     as `engine.folders` describes it; manifest.json is written last
+      manifest.json  manifest.sig  *.safetensors  *_tokenizer.json
+    channels/<name>      which model is live, see `engine.channels`
+
+    Address    s3://bucket/prefix?key=publisher.pem#stable     a channel
+               /srv/models#3f2a9c0d41                          a digest, or the start of one
+
+With a key, every model must be signed with its private half (`engine.signatures`). Nothing is
+believed that a store says: the manifest is the one whose digest was asked for, its files have the
+digests that it lists, and no other file lies beside them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+from engine import folders, signatures
+from engine.channels import Channels
+from engine.contents import check_file, check_listed
+from engine.errors import CheckpointError, RegistryError
+from engine.folders import MANIFEST, MAX_MANIFEST_BYTES, SIGNATURE, Manifest
+from engine.stores import Found, Store, open_store
+
+MODELS = "models"
+DIGEST = re.compile("[0-9a-f]{64}")
+SHORTEST = 8  # of a digest's letters that name it
+TRIES = 3
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a worker's model comes from. key: the publisher's public key, None: none is asked for.
+    ref: a channel, or the start of a digest."""
+
+    url: str
+    ref: str
+    key: Path | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Address | None:
+        """None where it is a folder. Raises RegistryError."""
+        if "#" not in text and not text.startswith("s3:"):
+            return None
+        parts = urlsplit(text)
+        asked = parse_qs(parts.query)
+        if not parts.fragment or set(asked) - {"key"}:
+            raise RegistryError(f"{text} must be as in s3://bucket/models?key=publisher.pem#stable")
+        key = asked.get("key")
+        url = parts._replace(query="", fragment="").geturl()
+        return cls(url, parts.fragment, Path(key[0]) if key else None)
+
+    def open(self) -> Registry:
+        """Raises RegistryError."""
+        return Registry(open_store(self.url), self.key)
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A published model: bytes of its files, and when it was published, seconds of the epoch."""
+
+    digest: str
+    size: int
+    written_s: float
+
+
+class Registry:
+    """Models in a store. key: of whom every model must be signed, see `engine.signatures`.
+
+    Every method raises RegistryError when the store cannot be used, and CheckpointError when a
+    model is not what it should be.
+    """
+
+    def __init__(self, store: Store, key: Path | None = None) -> None:
+        self.store = store
+        self.key = key
+        self.channels = Channels(store)
+
+    def push(self, folder: Path, key: Path | None = None) -> str:
+        """Publish a model folder; its digest. What is there already stays; what is missing of an
+        earlier try is added.
+
+        Args:
+            key: PEM of the private key to sign with; None does not sign.
+        """
+        with folders.held(folder) as (manifest, view):
+            check_listed(manifest)
+            manifest.resolve()
+            for name in sorted(manifest.files):
+                check_file(name, view / name)
+            digest = manifest.digest()
+            if (base := base_of(manifest)) is not None:
+                self.manifest(base)
+            at = f"{MODELS}/{digest}"
+            there = self.store.names(f"{at}/")
+            for name in sorted(manifest.files):
+                known = there.get(f"{at}/{name}")
+                if known is None or known.size != (view / name).stat().st_size:
+                    self.store.write(f"{at}/{name}", view / name)
+            content = manifest.to_bytes()
+            told = {SIGNATURE: signatures.sign(content, key)} if key else {}
+            for name, data in (told | {MANIFEST: content}).items():
+                (view / name).write_bytes(data)
+                self.store.write(f"{at}/{name}", view / name)
+        return digest
+
+    def manifest(self, digest: str) -> Manifest:
+        """A published model's manifest, and its signature checked where one is asked for."""
+        at = f"{MODELS}/{digest}"
+        found = self.store.read(f"{at}/{MANIFEST}", MAX_MANIFEST_BYTES)
+        if found is None:
+            raise RegistryError(f"{self.store.url} holds no model {digest[:12]}")
+        manifest = Manifest.from_bytes(found[0])
+        if manifest.to_bytes() != found[0] or manifest.digest() != digest:
+            raise CheckpointError(f"{digest[:12]}: its {MANIFEST} is another one")
+        if self.key is not None:
+            signature = self.store.read(f"{at}/{SIGNATURE}", signatures.MAX_SIGNATURE_BYTES)
+            signatures.check(found[0], None if signature is None else signature[0], self.key)
+        check_listed(manifest)
+        manifest.resolve()
+        return manifest
+
+    def pull(self, digest: str, cache: Path) -> Path:
+        """A published model as a folder below `cache`, hashed on the way; there already, it is
+        verified again. A folder appears whole or not at all."""
+        manifest, target = self.manifest(digest), Path(cache) / digest
+        self._check_names(digest, manifest)
+        if target.exists():
+            try:
+                folders.verify(target)
+                return target
+            except CheckpointError:
+                shutil.rmtree(target)
+        with folders.drafting(target) as draft:
+            for name, wanted in sorted(manifest.files.items()):
+                self._fetch(f"{MODELS}/{digest}/{name}", draft / name, wanted)
+                check_file(name, draft / name)
+            (draft / MANIFEST).write_bytes(manifest.to_bytes())
+            draft.chmod(0o755)
+            try:
+                os.replace(draft, target)
+            except OSError:  # somebody else was quicker
+                folders.verify(target)
+        return target
+
+    def models(self) -> dict[str, Listed]:
+        """All published models, the latest first."""
+        names = self.store.names(f"{MODELS}/")
+        whole = {n.split("/")[1] for n in names if n.endswith(f"/{MANIFEST}")}
+        listed = [_listed(digest, names) for digest in whole if DIGEST.fullmatch(digest)]
+        listed.sort(key=lambda one: (-one.written_s, one.digest))
+        return {one.digest: one for one in listed}
+
+    def find(self, ref: str) -> str:
+        """The digest that a channel's name, a digest or its start stand for."""
+        if DIGEST.fullmatch(ref):
+            return ref
+        if re.fullmatch(f"[0-9a-f]{{{SHORTEST},}}", ref):
+            found = [digest for digest in self.models() if digest.startswith(ref)]
+            if len(found) == 1:
+                return found[0]
+            raise RegistryError(f"{len(found)} models of {self.store.url} begin with {ref}")
+        channel = self.channels.read(ref)
+        if not channel.digest:
+            raise RegistryError(f"the channel {ref} of {self.store.url} leads to no model")
+        return channel.digest
+
+    def remove(self, digest: str) -> None:
+        """Its manifest first, so that nobody takes half a model for a whole one."""
+        at = f"{MODELS}/{digest}"
+        self.store.delete(f"{at}/{MANIFEST}")
+        for name in self.store.names(f"{at}/"):
+            self.store.delete(name)
+
+    def _check_names(self, digest: str, manifest: Manifest) -> None:
+        at = f"{MODELS}/{digest}/"
+        there = {name.removeprefix(at) for name in self.store.names(at)}
+        strange = there - set(manifest.files) - {MANIFEST, SIGNATURE}
+        if strange:
+            raise CheckpointError(f"{digest[:12]}: not in the manifest: {min(strange)}")
+
+    def _fetch(self, name: str, path: Path, wanted: str) -> None:
+        """One file, hashed as it comes; tried again where the connection broke."""
+        for left in reversed(range(TRIES)):
+            hashed = hashlib.sha256()
+            try:
+                with path.open("wb") as file:
+                    for chunk in self.store.stream(name):
+                        hashed.update(chunk)
+                        file.write(chunk)
+                    file.flush()
+                    os.fsync(file.fileno())
+                break
+            except RegistryError:
+                if not left:
+                    raise
+        if hashed.hexdigest() != wanted:
+            raise CheckpointError(f"{name} is not the file that the manifest lists")
+
+
+def base_of(manifest: Manifest) -> str | None:
+    """The digest of the model that an adapter changes; None where the model is whole.
+
+    Raises CheckpointError: it is none.
+    """
+    base = manifest.lineage.get("base")
+    if base is not None and not (isinstance(base, str) and DIGEST.fullmatch(base)):
+        raise CheckpointError(f"{MANIFEST}: lineage.base must be a digest")
+    return base
+
+
+def _listed(digest: str, names: Mapping[str, Found]) -> Listed:
+    own = [told for name, told in names.items() if name.startswith(f"{MODELS}/{digest}/")]
+    manifest = names[f"{MODELS}/{digest}/{MANIFEST}"]
+    return Listed(digest, sum(told.size for told in own), manifest.written_s)

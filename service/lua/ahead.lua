@@ -1,0 +1,2 @@
+-- how many -> refs of the next starts
+return ahead(tonumber(ARGV[1]))

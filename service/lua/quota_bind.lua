@@ -1,0 +1,2 @@
+-- ref, look_ms -> gone | ok
+return {bind(ARGV[1], tonumber(ARGV[2]))}

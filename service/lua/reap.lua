@@ -1,0 +1,41 @@
+-- most starts, backoff_ms, message, stall_ms, message, lease_ms -> refs: {again...} {failed...}
+local again, failed = {}, {}
+local function lost(id, how, message)
+  if get(id, 'cancel') then
+    fail(id, 'cancelled', 'Cancelled on request.')
+    table.insert(failed, id)
+  elseif num(id, 'strikes') >= tonumber(ARGV[1]) then
+    fail(id, 'quarantined', message)
+    redis.call('ZADD', p .. 'quarantine', now, id)
+    table.insert(failed, id)
+  else
+    requeue(id, tonumber(ARGV[2]), how)
+    table.insert(again, id)
+  end
+end
+-- Nobody has looked for longer than leases bear: this Redis was away, or the reapers were. Workers may
+-- have found it so too, so a lease that ran out meanwhile is renewed, once until its holder is heard.
+local lease = tonumber(ARGV[6])
+local last = tonumber(redis.call('GET', p .. 'reaped') or now)
+redis.call('SET', p .. 'reaped', now)
+if now - last > lease / 2 then
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', p .. 'running', '-inf', now)) do
+    if get(id, 'spared') ~= get(id, 'token') then
+      redis.call('HSET', key(id), 'spared', get(id, 'token'))
+      redis.call('ZADD', p .. 'running', now + lease, id)
+      redis.call('ZADD', p .. 'moved', now, id)
+      count('lease_spared')
+    end
+  end
+end
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', p .. 'running', '-inf', now, 'LIMIT', 0, 100)) do
+  count('lease_expired')
+  lost(id, 'worker_lost', ARGV[3])
+end
+local since = now - tonumber(ARGV[4])
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', p .. 'moved', '-inf', since, 'LIMIT', 0, 100)) do
+  count('stalled')
+  lost(id, 'stalled', ARGV[5])
+end
+wake()
+return {again, failed}

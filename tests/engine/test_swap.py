@@ -1,0 +1,168 @@
+"""Other weights in a running engine: all of them, or those that were there."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from engine import swap
+from engine.checkpoint import tensor_bytes
+from engine.errors import BackendError, CheckpointError
+from engine.folders import Manifest, read_manifest, save_folder, verify
+from engine.pipeline import Engine
+from engine.runtime import Runtime
+from engine.spec import Spec
+
+DIT = "dit.safetensors"
+
+
+@pytest.fixture
+def engine(random_model: Path) -> Engine:
+    return Engine.load(random_model)
+
+
+def variant(
+    base: Path, target: Path, change: Callable[[dict[str, torch.Tensor]], None], **about: object
+) -> Path:
+    """The model with another transformer."""
+    tensors = load_file(base / DIT)
+    change(tensors)
+    files: dict[str, bytes | Path] = {n: base / n for n in read_manifest(base).files}
+    files[DIT] = tensor_bytes(tensors)
+    save_folder(target, replace(read_manifest(base), **about), files)
+    return target
+
+
+def louder(tensors: dict[str, torch.Tensor]) -> None:
+    """Every number is another, those that begin as zero too."""
+    generator = torch.Generator().manual_seed(0)
+    for name, x in tensors.items():
+        tensors[name] = (1.5 * x + 0.05 * torch.randn(x.shape, generator=generator)).to(x.dtype)
+
+
+def picture(engine: Engine) -> np.ndarray:
+    small = {"steps": 1, "num_frames": 5, "width": 32, "height": 32}
+    return engine.generate(Spec.of(engine.preset, "a ball", **small), ()).frames
+
+
+def test_a_swapped_engine_is_a_loaded_one(
+    engine: Engine, random_model: Path, tmp_path: Path
+) -> None:
+    other = variant(random_model, tmp_path / "other", louder)
+    before, dit = picture(engine), engine.dit
+    swap.check(engine, other)
+    assert (picture(engine) == before).all()
+    swap.swap(engine, other)
+    assert engine.dit is dit
+    assert engine.digest == engine.encoder.digest == verify(other).digest()
+    fresh = Engine.load(other)
+    assert all(
+        torch.equal(x, fresh.dit.state_dict()[n]) for n, x in engine.dit.state_dict().items()
+    )
+    after = picture(engine)
+    assert (after == picture(fresh)).all() and not (after == before).all()
+    swap.swap(engine, random_model)
+    assert (picture(engine) == before).all()
+
+
+def test_precision_stays(random_model: Path, tmp_path: Path) -> None:
+    runtime = Runtime(dtype="bf16")
+    engine = Engine.load(random_model, runtime=runtime)
+    swap.swap(engine, variant(random_model, tmp_path / "other", louder))
+    fresh = Engine.load(tmp_path / "other", runtime=runtime).dit.state_dict()
+    for name, x in engine.dit.state_dict().items():
+        assert x.dtype == fresh[name].dtype and torch.equal(x, fresh[name])
+
+
+def spoil(value: float) -> Callable[[dict[str, torch.Tensor]], None]:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[sorted(tensors)[-1]].view(-1)[-1] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (spoil(float("nan")), "not finite"),
+        (spoil(float("inf")), "not finite"),
+        (lambda tensors: tensors.pop(sorted(tensors)[0]), "lacks"),
+        (lambda tensors: tensors.update(more=torch.ones(1)), "unknown more"),
+        (lambda tensors: tensors.update({sorted(tensors)[0]: torch.ones(3, 3)}), "another shape"),
+    ],
+)
+def test_what_does_not_fit_touches_nothing(
+    engine: Engine,
+    random_model: Path,
+    tmp_path: Path,
+    change: Callable[[dict[str, torch.Tensor]], None],
+    reason: str,
+) -> None:
+    other = variant(random_model, tmp_path / "other", change)
+    before, digest = {n: x.clone() for n, x in engine.dit.state_dict().items()}, engine.digest
+    with pytest.raises(CheckpointError, match=reason):
+        swap.check(engine, other)
+    assert engine.digest == digest
+    assert all(torch.equal(x, before[n]) for n, x in engine.dit.state_dict().items())
+
+
+def test_a_swap_that_breaks_off_leaves_no_name(
+    engine: Engine, random_model: Path, tmp_path: Path
+) -> None:
+    """Its weights are of two models: it is called neither, until another swap."""
+    other = variant(random_model, tmp_path / "other", spoil(float("nan")))
+    with pytest.raises(CheckpointError, match="not finite"):
+        swap.swap(engine, other)
+    assert engine.digest == engine.encoder.digest == ""
+    swap.swap(engine, random_model)
+    assert engine.digest == verify(random_model).digest()
+    swap.check_golden(engine, swap.golden(Engine.load(random_model)))
+
+
+def test_what_needs_a_new_engine_is_told(
+    engine: Engine, random_model: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(random_model, other)
+    tensors = load_file(other / "vae.safetensors")
+    save_file({n: x + 1 for n, x in tensors.items()}, other / "vae.safetensors")
+    manifest = read_manifest(other)
+    files: dict[str, bytes | Path] = {name: other / name for name in manifest.files}
+    save_folder(tmp_path / "vae", Manifest("miniature"), files)
+    with pytest.raises(BackendError, match="another vae.safetensors"):
+        swap.check(engine, tmp_path / "vae")
+    configs = {"limits": {"max_frames": 5}}
+    small = variant(random_model, tmp_path / "small", louder, configs=configs)
+    with pytest.raises(BackendError, match="another preset or size"):
+        swap.check(engine, small)
+
+
+def test_what_is_kept_of_requests_is_dropped(
+    engine: Engine, random_model: Path, tmp_path: Path
+) -> None:
+    picture(engine)
+    assert engine.encoder.cache._memory
+    swap.swap(engine, variant(random_model, tmp_path / "other", louder))
+    assert not engine.encoder.cache._memory
+
+
+def test_the_small_request_tells_models_apart(
+    engine: Engine, random_model: Path, tmp_path: Path
+) -> None:
+    wanted = swap.golden(engine)
+    assert len(wanted) == 3 * swap.PARTS**2 and swap.golden(engine) == wanted
+    swap.check_golden(engine, wanted)
+    swap.check_golden(engine, None)
+    swap.check_golden(engine, [value + 1.0 for value in wanted])
+    with pytest.raises(CheckpointError, match="grey levels from the publisher's"):
+        swap.check_golden(engine, [value + 5.0 for value in wanted])
+    for wrong in ("x", [1.0], [float("nan")] * len(wanted)):
+        with pytest.raises(CheckpointError, match="golden must be|grey levels"):
+            swap.check_golden(engine, wrong)
+    bf16 = Engine.load(random_model, runtime=Runtime(dtype="bf16"))
+    swap.check_golden(bf16, wanted)

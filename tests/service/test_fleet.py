@@ -1,0 +1,63 @@
+"""What the workers know of models together."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from service.fleet import Fleet, Outcomes
+from service.ledger import connect
+from tests.service.rig import redis_url, settings
+from workers.settings import Settings
+
+__all__ = ["redis_url", "settings"]
+
+
+@pytest.fixture
+def fleet(settings: Settings) -> Iterator[Fleet]:
+    client = connect(settings)
+    yield Fleet(client, settings)
+    client.close()
+
+
+def test_the_first_reason_stays_until_it_is_released(fleet: Fleet) -> None:
+    fleet.quarantine("a" * 64, "flipped bit", "w1")
+    fleet.quarantine("a" * 64, "another", "w2")
+    (one,) = fleet.quarantined().values()
+    assert (one.digest, one.reason, one.worker) == ("a" * 64, "flipped bit", "w1")
+    assert fleet.release("a" * 64) and not fleet.release("a" * 64)
+    assert fleet.quarantined() == {}
+
+
+def test_outcomes_add_up_over_workers(fleet: Fleet) -> None:
+    for score in (0.5, 0.7):
+        fleet.note("a", False, score)
+    fleet.note("a", True)
+    found = fleet.outcomes("a")
+    assert (found.jobs, found.failed, found.scored) == (3, 1, 2)
+    assert (found.total, found.squares) == (pytest.approx(1.2), pytest.approx(0.74))
+    assert fleet.outcomes("b") == Outcomes()
+    fleet.release("a")
+    assert fleet.outcomes("a") == Outcomes()
+
+
+def scored(mean: float, jobs: int, spread: float = 0.1) -> Outcomes:
+    return Outcomes(jobs, 0, jobs, mean * jobs, (mean**2 + spread**2) * jobs)
+
+
+@pytest.mark.parametrize(
+    ("one", "reason"),
+    [
+        (Outcomes(2, 2), ""),
+        (Outcomes(3, 3), "3 of 3 jobs failed, 2% elsewhere"),
+        (Outcomes(100, 3), ""),
+        (Outcomes(100, 10), "10 of 100 jobs failed"),
+        (scored(0.1, 4), ""),
+        (scored(0.1, 5), "likeness 0.100 in 5 jobs, 0.600 elsewhere"),
+        (scored(0.58, 20), ""),
+        (scored(0.55, 100), "likeness 0.550"),
+        (scored(0.9, 100), ""),
+    ],
+)
+def test_worse_is_worse_beyond_chance(one: Outcomes, reason: str) -> None:
+    usual = Outcomes(100, 2, 98, 0.6 * 98, (0.36 + 0.01) * 98)
+    assert one.worse_than(usual).startswith(reason) and bool(one.worse_than(usual)) == bool(reason)

@@ -1,0 +1,42 @@
+"""`troupe tenants` as an operator runs it, over a real Redis."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from service.ledger import connect
+from service.tenants import Tenant, Tenants
+from tests.service.rig import redis_url, settings
+from troupe.main import app
+from workers.settings import Settings
+
+__all__ = ["redis_url", "settings"]
+
+
+@pytest.fixture(autouse=True)
+def _environment(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TROUPE_REDIS_URL", settings.redis_url)
+    monkeypatch.setenv("TROUPE_KEY_PREFIX", settings.key_prefix)
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def told(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["tenants", *arguments])
+
+
+def test_bounds_are_set_and_taken_away(settings: Settings) -> None:
+    told("set", "acme", "--weight", "0.5", "--max-running", "2", "--gpu-seconds-per-hour", "3600")
+    told("set", "acme", "--max-running", "none", "--requests-per-minute", "60")
+    found = Tenants(connect(settings), settings).read("acme")
+    assert found == Tenant("acme", 0.5, None, None, 60, 3600)
+    (listed,) = json.loads(told("list", "--json").stdout)
+    assert Tenant(**listed) == found
+    assert "3600" in told("list").output and "none" in told("list").output
+
+
+def test_what_is_no_number_is_refused() -> None:
+    for value, words in (("many", "must be a number or none"), ("-1", "from 0 to")):
+        said = told("set", "acme", f"--max-running={value}")
+        assert said.exit_code == 1 and words in said.output
+    assert json.loads(told("list", "--json").stdout) == []

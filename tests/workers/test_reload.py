@@ -1,0 +1,225 @@
+"""A worker follows its channel: between jobs, whole, and never with weights that nobody vouches
+for. The engine is real, its weights are random; channels and models lie in a folder."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.folders import verify
+from engine.pipeline import Engine
+from engine.registry import Address, Registry
+from engine.stores import FolderStore
+from service.fleet import Fleet
+from service.ledger import connect
+from tests.engine.test_swap import louder, spoil, variant
+from workers.boot import Station
+from workers.reload import Ready, Reload, _part
+from workers.settings import Settings
+
+
+@pytest.fixture
+def registry(tmp_path: Path, random_model: Path) -> Registry:
+    """With the random model on its stable channel."""
+    found = Registry(FolderStore(tmp_path / "registry"))
+    found.channels.move("stable", found.push(random_model))
+    return found
+
+
+@pytest.fixture
+def fleet(settings: Settings) -> Iterator[Fleet]:
+    client = connect(settings)
+    yield Fleet(client, settings)
+    client.close()
+
+
+def follower(registry: Registry, fleet: Fleet, tmp_path: Path, name: str = "w1") -> Reload:
+    address = Address(registry.store.url, "stable")
+    return Reload(address, tmp_path / f"cache-{name}", fleet, name)
+
+
+@pytest.fixture
+def reload(registry: Registry, fleet: Fleet, tmp_path: Path) -> Reload:
+    return follower(registry, fleet, tmp_path)
+
+
+@pytest.fixture
+def engine(reload: Reload) -> Engine:
+    return Engine.load(reload.first())
+
+
+@pytest.fixture
+def pushed(
+    registry: Registry, random_model: Path, tmp_path: Path
+) -> Callable[[Callable[[dict[str, torch.Tensor]], None]], str]:
+    def push(change: Callable[[dict[str, torch.Tensor]], None], **about: object) -> str:
+        number = len(list(tmp_path.glob("v*")))
+        return registry.push(variant(random_model, tmp_path / f"v{number}", change, **about))
+
+    return push
+
+
+def weights_of(engine: Engine) -> dict[str, torch.Tensor]:
+    return {name: x.clone() for name, x in engine.dit.state_dict().items()}
+
+
+def test_a_moved_channel_is_followed_and_taken_back(
+    registry: Registry, reload: Reload, engine: Engine, pushed
+) -> None:
+    first, before = engine.digest, weights_of(engine)
+    reload.round(engine)
+    reload.fit(engine)
+    assert engine.digest == first
+    digest = pushed(louder)
+    registry.channels.move("stable", digest)
+    reload.round(engine)
+    assert engine.digest == first  # not before it is asked to
+    reload.fit(engine, "local/v1")
+    assert engine.digest == digest and reload.message == ""
+    registry.channels.roll_back("stable")
+    reload.round(engine)
+    reload.fit(engine)
+    assert engine.digest == first
+    assert all(torch.equal(x, before[n]) for n, x in weights_of(engine).items())
+
+
+@pytest.mark.parametrize("golden", [None, [0.0] * 48])
+def test_what_cannot_be_served_is_in_quarantine_for_all(
+    registry: Registry,
+    reload: Reload,
+    engine: Engine,
+    fleet: Fleet,
+    pushed,
+    tmp_path: Path,
+    golden: list[float] | None,
+) -> None:
+    """Numbers that are none are found beside the jobs; another picture than the publisher's only
+    when it is tried out, and the weights before come back."""
+    first, before = engine.digest, weights_of(engine)
+    about = {} if golden is None else {"evaluation": {"golden": golden}}
+    digest = pushed(spoil(float("nan")) if golden is None else louder, **about)
+    registry.channels.move("stable", digest)
+    for _ in range(2):
+        reload.round(engine)
+        reload.fit(engine)
+        assert engine.digest == first
+        assert all(torch.equal(x, before[n]) for n, x in weights_of(engine).items())
+    reason = "not finite" if golden is None else "grey levels from the publisher's"
+    assert reason in fleet.quarantined()[digest].reason and reason in reload.message
+    other = follower(registry, fleet, tmp_path, "w2")
+    assert verify(other.first()).digest() == first  # a new worker begins with the one before
+    assert not (tmp_path / "cache-w2" / digest).exists()
+    fleet.release(digest)
+    reload.round(engine)
+    assert digest in fleet.quarantined() or golden  # found out again, here or at the next fit
+
+
+def test_what_was_damaged_in_the_store_is_not_taken(
+    registry: Registry, reload: Reload, engine: Engine, fleet: Fleet, pushed
+) -> None:
+    first, digest = engine.digest, pushed(louder)
+    path = Path(registry.store.url) / "models" / digest / "dit.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    registry.channels.move("stable", digest)
+    reload.round(engine)
+    reload.fit(engine)
+    assert engine.digest == first
+    assert "not the file that the manifest lists" in fleet.quarantined()[digest].reason
+
+
+def test_a_store_that_is_away_is_no_models_fault(
+    registry: Registry, reload: Reload, engine: Engine, fleet: Fleet, pushed
+) -> None:
+    first, digest = engine.digest, pushed(louder)
+    registry.channels.move("stable", digest)
+    away = Path(registry.store.url).rename(Path(registry.store.url).with_name("away"))
+    Path(registry.store.url).write_text("not a folder")
+    reload.round(engine)
+    reload.fit(engine)
+    assert engine.digest == first and fleet.quarantined() == {}
+    Path(registry.store.url).unlink()
+    away.rename(registry.store.url)
+    reload.round(engine)
+    reload.fit(engine)
+    assert engine.digest == digest
+
+
+def test_a_canary_gets_its_share_of_the_jobs_and_a_job_the_same_each_time(
+    registry: Registry, reload: Reload, engine: Engine, pushed
+) -> None:
+    first, digest = engine.digest, pushed(louder)
+    registry.channels.move("canary", digest, share=0.25)
+    reload.round(engine)
+    refs = [f"local/video_{n}" for n in range(2000)]
+    got = [reload._for(ref) for ref in refs]
+    share = sum(one is not None and one.digest == digest for one in got) / len(refs)
+    assert abs(share - 0.25) < 0.04
+    chosen = next(ref for ref in refs if _part(ref) < 0.25)
+    other = next(ref for ref in refs if _part(ref) >= 0.25)
+    for ref, wanted in ((chosen, digest), (other, first), (chosen, digest), ("", first)):
+        reload.fit(engine, ref)
+        assert engine.digest == wanted
+    registry.channels.move("canary", "")
+    reload.round(engine)
+    reload.fit(engine, chosen)
+    assert engine.digest == first
+
+
+@pytest.mark.parametrize("how", ["failures", "likeness"])
+def test_a_canary_that_is_worse_is_taken_back_by_itself(
+    registry: Registry, reload: Reload, engine: Engine, fleet: Fleet, pushed, how: str
+) -> None:
+    first, digest = engine.digest, pushed(louder)
+    registry.channels.move("canary", digest, share=1.0)
+    reload.round(engine)
+    for turn in range(20):
+        fleet.note(first, False, 0.6 + 0.01 * (turn % 3))
+    for turn in range(6):
+        reload.fit(engine, f"local/v{turn}")
+        assert engine.digest == digest
+        reload.note(how == "failures", None if how == "failures" else 0.4)
+    reload.round(engine)
+    reload.fit(engine, "local/v0")
+    assert engine.digest == first
+    assert fleet.quarantined()[digest].reason.startswith("canary: ")
+
+
+def test_weights_that_cannot_come_back_leave_no_engine(
+    registry: Registry, reload: Reload, engine: Engine, pushed, tmp_path: Path
+) -> None:
+    from engine.errors import BackendError
+
+    served = reload._served
+    assert served is not None
+    digest = pushed(louder, evaluation={"golden": [0.0] * 48})
+    registry.channels.move("stable", digest)
+    reload.round(engine)
+    reload._served = Ready(served.digest, served.weights, tmp_path / "gone")
+    with pytest.raises(BackendError, match="cannot be loaded again"):
+        reload.fit(engine)
+    assert engine.digest == ""
+
+
+def test_a_worker_says_which_weights_it_runs(
+    registry: Registry, settings: Settings, tmp_path: Path, pushed
+) -> None:
+    """From the address in its settings to the roster; what it cannot serve, it says beside that."""
+    blobs = str(tmp_path / "own" / "blobs")
+    own = {"model_dir": f"{registry.store.url}#stable", "blobs_url": blobs}
+    station = Station(settings.model_copy(update=own))
+    try:
+        station.load()
+        assert station.state.digest == registry.find("stable")
+        digest = pushed(louder)
+        registry.channels.move("stable", digest)
+        assert station.reload is not None
+        station.reload.round(station.engine)
+        assert station.fit("local/v1")
+        assert [worker.digest for worker in station._roster.present()] == [digest]
+        registry.channels.move("stable", pushed(spoil(float("nan"))))
+        station.reload.round(station.engine)
+        assert station.fit() and station.state.digest == digest
+        assert (station.state.state, "not finite" in station.state.message) == ("idle", True)
+    finally:
+        station.leave()

@@ -1,0 +1,1 @@
+"""What reinforcement is rewarded for, behind one door (`training.rewards.door`)."""

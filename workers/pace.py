@@ -1,0 +1,30 @@
+"""When to write down where a run stands: as often as that takes at most a hundredth of its time.
+
+What a save costs is known from the last one; the next is due once the work since then has taken a
+hundred times that. So all saves but the last together take at most 1 % of the work before them,
+whatever the model, the store and the machine.
+"""
+
+import time
+from collections.abc import Callable
+
+SHARE = 0.01
+ASSUMED_S = 0.02  # the first one's cost, before any is known
+
+
+class Pace:
+    """Of one attempt; begins with it."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._since = clock()
+        self._cost_s = ASSUMED_S
+
+    def due(self, done: int, steps: int) -> bool:
+        """Whether to save after `done` of `steps`; never after the last, for the video follows."""
+        return done < steps and SHARE * (self._clock() - self._since) >= self._cost_s
+
+    def saved(self, took_s: float) -> None:
+        """A save, or a try at one, has just ended."""
+        self._cost_s = took_s
+        self._since = self._clock()

@@ -1,0 +1,204 @@
+"""The model of a channel, followed while jobs run: fetched and checked beside them, taken over
+between two.
+
+    round   every other second: where do the channels lead? What is new is pulled, verified and
+            looked at; nothing that serves is touched
+    fit     with a job in hand, before its first step: the model that this job is for, by its id;
+            where that is not the one loaded, weights are exchanged, and the first time tried out
+
+A model that cannot be used is put in quarantine for all workers, with the reason, and the weights
+that served go on. So does a canary that fails more jobs than the channel's own model, or keeps
+characters less far. A store that does not answer is no model's fault: it is asked again.
+"""
+
+import hashlib
+import logging
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine.channels import CANARY, NAME
+from engine.errors import BackendError, CheckpointError, RegistryError, TroupeError
+from engine.registry import SHORTEST, Address
+from service.errors import LedgerDown
+from service.fleet import Fleet
+
+if TYPE_CHECKING:
+    from engine.pipeline import Engine
+
+log = logging.getLogger(__name__)
+LOOK_EVERY_S = 2.0
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A model that was pulled. digest: as a channel names it; weights: what an engine with it is
+    called (another where it is an adapter). share: of the jobs. golden: see `engine.swap`."""
+
+    digest: str
+    weights: str
+    folder: Path
+    share: float = 1.0
+    golden: object = None
+
+
+class Reload:
+    """Follows one address for one worker process. worker: its id, for the operator."""
+
+    def __init__(self, address: Address, cache: Path, fleet: Fleet, worker: str) -> None:
+        self.message = ""  # why it does not serve what it should
+        self._address, self._cache = address, cache
+        self._fleet, self._worker = fleet, worker
+        self._stable: Ready | None = None
+        self._canary: Ready | None = None
+        self._served: Ready | None = None  # what was loaded last, and served
+        self._tried: set[str] = set()
+        self._refused: dict[str, str] = {}
+        self._lock = threading.RLock()
+
+    def first(self) -> Path:
+        """The folder to begin with: the channel's model, or the latest before it that is not in
+        quarantine.
+
+        Raises:
+            RegistryError, CheckpointError: there is none, or it cannot be had.
+        """
+        self._learn()
+        registry = self._address.open()
+        ref = self._address.ref
+        led = [registry.find(ref)]
+        if _is_channel(ref):
+            led += [line.digest for line in reversed(registry.channels.read(ref).lines)]
+        for digest in dict.fromkeys(filter(None, led)):
+            if digest not in self._refused:
+                self._stable = self._served = self._pull(digest)
+                return self._stable.folder
+        raise RegistryError(f"every model of {ref} is in quarantine: {self._refused[led[0]]}")
+
+    def round(self, engine: "Engine | None") -> None:
+        """One look at the channels. Whatever goes wrong, the next one tries again."""
+        if not _is_channel(self._address.ref):
+            return
+        try:
+            self._learn()
+            channels = self._address.open().channels
+            stable = channels.read(self._address.ref)
+            canary = channels.read(CANARY) if self._address.ref != CANARY else None
+            with self._lock:
+                self._stable = self._prepared(stable.digest, 1.0, engine) or self._stable
+            wanted = canary.digest if canary and canary.digest != stable.digest else ""
+            prepared = self._prepared(wanted, canary.share if canary else 0.0, engine)
+            with self._lock:
+                self._canary = prepared
+            self._judge()
+            self.message = self._refused.get(stable.digest, "")
+        except (RegistryError, LedgerDown) as error:
+            self.message = str(error)
+            log.warning("channels not seen: %s", error)
+
+    def fit(self, engine: "Engine", ref: str = "") -> None:
+        """Load what a job is for, unless that is loaded. Without a job: the channel's own.
+
+        Raises:
+            BackendError: neither the new weights nor those before could be loaded: the engine must
+                not be used any more.
+        """
+        from engine import swap
+
+        with self._lock:
+            wanted = self._for(ref)
+        if wanted is None or wanted.weights == engine.digest:
+            self._served = wanted or self._served
+            return
+        try:
+            swap.swap(engine, wanted.folder)
+            if wanted.digest not in self._tried:
+                swap.check_golden(engine, wanted.golden)
+                self._tried.add(wanted.digest)
+            self._served = wanted
+            log.info("serving %s, digest %s", wanted.digest, engine.digest)
+            return
+        except Exception as error:  # whatever it is, the weights before are known to work
+            log.exception("%s is not served", wanted.digest)
+            self._refuse(wanted.digest, str(error) or type(error).__name__)
+        try:
+            if self._served is None:
+                raise BackendError("no weights before these are known")
+            swap.swap(engine, self._served.folder)
+        except (TroupeError, OSError) as error:
+            swap.rename(engine, "")
+            raise BackendError(f"the weights before cannot be loaded again: {error}") from error
+
+    def note(self, failed: bool, score: float | None) -> None:
+        """The job in hand has ended."""
+        if self._served is not None:
+            try:
+                self._fleet.note(self._served.digest, failed, score)
+            except LedgerDown as error:
+                log.warning("outcome not counted: %s", error)
+
+    def _for(self, ref: str) -> Ready | None:
+        canary = self._canary
+        if ref and canary and canary.digest not in self._refused and _part(ref) < canary.share:
+            return canary
+        return self._stable
+
+    def _prepared(self, digest: str, share: float, engine: "Engine | None") -> Ready | None:
+        """A model that `fit` may load; None where there is none, or it must not be."""
+        if not digest or digest in self._refused:
+            return None
+        known = {one.digest: one for one in (self._stable, self._canary, self._served) if one}
+        try:
+            found = known.get(digest) or self._pull(digest)
+            if engine is not None and digest not in known and digest not in self._tried:
+                from engine import swap
+
+                swap.check(engine, found.folder)
+        except (CheckpointError, BackendError) as error:
+            self._refuse(digest, str(error))
+            return None
+        return Ready(digest, found.weights, found.folder, share, found.golden)
+
+    def _pull(self, digest: str) -> Ready:
+        from engine.adapters import pull
+        from engine.folders import read_manifest
+
+        folder = pull(self._address.open(), digest, self._cache)
+        manifest = read_manifest(folder)
+        golden = manifest.evaluation.get("golden")
+        return Ready(digest, manifest.digest(), folder, golden=golden)
+
+    def _judge(self) -> None:
+        """A canary that is worse than the channel's own model is taken back, everywhere."""
+        canary, stable = self._canary, self._stable
+        if canary is None or stable is None:
+            return
+        outcomes = self._fleet.outcomes
+        worse = outcomes(canary.digest).worse_than(outcomes(stable.digest))
+        if worse:
+            self._refuse(canary.digest, f"canary: {worse}")
+
+    def _learn(self) -> None:
+        """What other workers have found out, and what an operator has released."""
+        self._refused = {d: one.reason for d, one in self._fleet.quarantined().items()}
+
+    def _refuse(self, digest: str, reason: str) -> None:
+        self._refused = {**self._refused, digest: reason}
+        self.message = f"{digest[:12]} is in quarantine: {reason}"
+        log.error("%s is in quarantine: %s", digest, reason)
+        try:
+            self._fleet.quarantine(digest, reason, self._worker)
+        except LedgerDown as error:
+            log.warning("not told to other workers: %s", error)
+
+
+def _is_channel(ref: str) -> bool:
+    """Whether it may be led elsewhere; a digest, or its start, may not."""
+    digest = len(ref) >= SHORTEST and set(ref) <= set("0123456789abcdef")
+    return NAME.fullmatch(ref) is not None and not digest
+
+
+def _part(ref: str) -> float:
+    """Where a job falls between 0 and 1, the same at every attempt."""
+    return int.from_bytes(hashlib.sha256(ref.encode()).digest()[:8], "big") / 2**64
