@@ -61,7 +61,9 @@ for i = 2, #ARGV - 2, 2 do redis.call('HSET', p .. 'key:' .. id, ARGV[i], ARGV[i
 local life = tonumber(redis.call('HGET', p .. 'key:' .. id, 'life_ms'))
 redis.call('HSET', p .. 'key:' .. id, 'created_ms', now, 'revoked_ms', 0,
   'expires_ms', life > 0 and now + life or 0)
-redis.call('ZADD', p .. 'keys', now, id)
+-- Two of one millisecond keep their order.
+local top = redis.call('ZRANGE', p .. 'keys', -1, -1, 'WITHSCORES')[2]
+redis.call('ZADD', p .. 'keys', math.max(now, (tonumber(top) or 0) + 1), id)
 return 'ok'
 """
 
