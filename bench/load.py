@@ -22,6 +22,7 @@ from typing import Any
 
 import httpx
 import psutil
+import uvloop
 from fastapi import FastAPI
 
 from bench.stage import free_port, stage
@@ -92,7 +93,7 @@ async def press(
 
 def rate(port: int, request: bytes, connections: int, seconds: float) -> dict[str, Any]:
     """Answers per second, and how long they took."""
-    statuses, times = asyncio.run(press(port, request, connections, seconds))
+    statuses, times = uvloop.run(press(port, request, connections, seconds))
     times.sort()
     return {
         "per_s": round(len(times) / seconds, 1),
@@ -120,7 +121,7 @@ def _wait_for(port: int) -> None:
     end = time.monotonic() + 60
     while True:
         try:
-            asyncio.run(press(port, b"GET / HTTP/1.1\r\nhost: x\r\n\r\n", 1, 0.01))
+            uvloop.run(press(port, b"GET / HTTP/1.1\r\nhost: x\r\n\r\n", 1, 0.01))
             return
         except OSError:
             if time.monotonic() > end:
@@ -140,7 +141,7 @@ def run(rounds: int, seconds: float, connections: int, crowd: int) -> dict[str, 
         place.wait(lambda: _answers(place.urls[0]))
         port = place.ports["gateway-1"]
         key = Keys(place.redis, place.settings, required=True).create("acme", "bench")
-        _, answer = asyncio.run(_once(port, post(key)))
+        _, answer = uvloop.run(_once(port, post(key)))
         video_id = json.loads(answer)["id"]
         gateway = _gateway(port)
         before = gateway.memory_info().rss
@@ -151,7 +152,7 @@ def run(rounds: int, seconds: float, connections: int, crowd: int) -> dict[str, 
             for name, (at, what) in asked.items()
         }
         grown = gateway.memory_info().rss - before
-        statuses, _ = asyncio.run(press(port, post(key), crowd, seconds))
+        statuses, _ = uvloop.run(press(port, post(key), crowd, seconds))
     return _told(found) | {"crowd": dict(statuses), "rss_growth_mb": round(grown / 1e6, 1)}
 
 
