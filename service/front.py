@@ -20,9 +20,10 @@ from redis.exceptions import NoScriptError
 from service import scripts
 from service.errors import NotFound
 from service.jobs import PLAIN, Job, Quota, Taken, Terms, job_of
-from service.ledger import answering, submission, taken
+from service.ledger import answering
 from service.refs import id_of
 from service.settings import Settings
+from service.submission import submission, taken
 
 MOST = 64  # in one batch
 NAMES = ("read", "submit")

@@ -16,7 +16,6 @@ import json
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple
 from typing import Any
 
 import redis
@@ -25,17 +24,18 @@ from redis.retry import Retry
 
 from engine.spec import Wish
 from service import scripts
-from service.errors import IdempotencyConflict, LedgerDown, NotFound, QueueFull
+from service.errors import LedgerDown, NotFound
 from service.jobs import PLAIN, Books, Claim, Job, Quota, Taken, Terms, job_of
 from service.refs import id_of, tenant_of
+from service.scripts import pairs
 from service.settings import Settings
+from service.submission import same, submission, taken
 
 log = logging.getLogger(__name__)
 
 CANCELLED = "Cancelled on request."
 LOST = "Its worker died at each of {starts} starts; the job is given up."
 STALLED = "It did not get on for {stall_s:g} s at each of {starts} starts; the job is given up."
-PRIORITIES = {"low": -1, "normal": 0, "high": 1}
 ARRIVING_MS = 300_000  # as long as quota is held for a request on its way
 
 
@@ -139,7 +139,7 @@ class Ledger:
             ARRIVING_MS,
             int(terms.honour),
         )
-        return _same(word, rest), word == "again"
+        return same(word, rest), word == "again"
 
     def withdraw(self, ref: str, terms: Terms) -> None:
         """A request was refused after all: its key may be used for another one."""
@@ -248,17 +248,21 @@ class Ledger:
         job is taken away.
         Returns ok, or why to stop: cancel, stale (another worker has it) or gone (deleted).
         """
-        told = _pairs(fields)
+        told = pairs(fields)
         lease = self._lease_ms
         answer = self._run("beat", claim.ref, claim.token, lease, progress, int(moved), *told)
         return str(answer[0])
+
+    def word(self, claim: Claim) -> str:
+        """What `beat` would answer, for who has nothing to write; no sync of the file is due."""
+        return str(self._run("word", claim.ref, claim.token)[0])
 
     def commit(self, claim: Claim, result: Mapping[str, Any]) -> str:
         """End a job well. Returns ok, or why it was refused: cancel, stale or gone."""
         spec = claim.request.get("spec", {})
         length_ms = round(1000 * spec.get("num_frames", 0) / spec.get("fps", 1))
         timings = {name.removesuffix("_s"): s for name, s in result.get("timings", {}).items()}
-        stages = _pairs({stage: round(1000 * seconds) for stage, seconds in timings.items()})
+        stages = pairs({stage: round(1000 * seconds) for stage, seconds in timings.items()})
         told = (json.dumps(result), length_ms, _share(claim.request, result), *stages)
         return str(self._run("commit", claim.ref, claim.token, *told)[0])
 
@@ -330,64 +334,9 @@ class Ledger:
             self._redis.zrem(f"{self._prefix}graves", ref)
 
 
-def submission(
-    ref: str, request: Mapping[str, Any], terms: Terms, max_queued: int, quota: Quota | None
-) -> list[Any]:
-    """What `submit.lua` is told."""
-    fields = {"priority": terms.priority}
-    if terms.webhook:
-        fields["webhook"] = terms.webhook
-    if terms.trace:
-        fields["traceparent"] = terms.trace
-    return [
-        ref,
-        json.dumps(request),
-        max_queued,
-        PRIORITIES[terms.priority],
-        max(terms.cost, 1e-3),
-        terms.tier,
-        terms.key,
-        terms.digest,
-        terms.lasts_s * 1000,
-        int(terms.honour),
-        *(("", "", "", "") if quota is None else astuple(quota)),
-        *_pairs(fields),
-    ]
-
-
-def taken(answer: Sequence[Any], max_queued: int) -> Taken:
-    """What `submit.lua` answered. Raises what `Ledger.submit` raises."""
-    word, *rest = answer
-    if word == "late":
-        raise LedgerDown("Taking this request in took too long. Send it again.")
-    if word == "full":
-        raise QueueFull(
-            f"{max_queued} jobs are waiting already, which is the limit. Try again later."
-        )
-    if word == "tenant_full":
-        raise QueueFull("As many of your jobs wait as you may have waiting. Try again later.")
-    if word == "refused":
-        return Taken("", standing=tuple(rest[0]))
-    ref, *told = _same(word, rest), *rest[1:]
-    return Taken(ref, job_of(ref, told[1]), tuple(told[0])) if told else Taken(ref)
-
-
-def _same(word: str, rest: Sequence[Any]) -> str:
-    if word == "conflict":
-        raise IdempotencyConflict(
-            "Idempotency-Key: it was used for another request within the last day."
-            " Send a new key with a new request."
-        )
-    return str(rest[0])
-
-
 def _share(request: Mapping[str, Any], result: Mapping[str, Any]) -> float:
     """Of what the request was estimated at, how much was made: candidates and their forwards."""
     most = Wish(**request.get("wish", {})).most
     forwards = result.get("forwards") or {"computed": 1, "asked": 1}
     made = len(result.get("candidates", [])) or 1
     return made / most * float(forwards["computed"] / forwards["asked"])
-
-
-def _pairs(fields: Mapping[str, Any]) -> list[Any]:
-    return [part for pair in fields.items() for part in pair]

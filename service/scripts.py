@@ -6,8 +6,10 @@ element is a word; the words are the vocabulary of `service.ledger`. Asked again
 because the first answer was lost on the way, it gives that answer again and changes nothing.
 """
 
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
 NAMES = (
     "ahead",
@@ -38,6 +40,7 @@ NAMES = (
     "submit",
     "wanted",
     "withdraw",
+    "word",
 )
 USED = {
     "quota_bind": ("quota",),
@@ -55,3 +58,8 @@ def source(name: str) -> str:
     folder = files("service") / "lua"
     parts = ("head", *USED.get(name, ()), name)
     return "".join((folder / f"{part}.lua").read_text() for part in parts)
+
+
+def pairs(fields: Mapping[str, Any]) -> list[Any]:
+    """Name, value, name, value: as scripts are given what goes into a hash."""
+    return [part for pair in fields.items() for part in pair]

@@ -1,6 +1,7 @@
 """What of a finished video is kept: the mp4, a thumbnail, a contact sheet beside its references."""
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -59,10 +60,14 @@ def _render(video: "Video", references: Sequence[Reference], seal: "Seal | None"
     # Imported here: it brings the codecs, which the parent process has no use for.
     from engine.video import picture_bytes
 
-    sealed = None if seal is None else seal(video)
-    return Media(
-        video=video.mp4(video.view_scale()) if sealed is None else sealed.content,
-        thumbnail=video.thumbnail(),
-        spritesheet=picture_bytes(video.contact_sheet(references), "PNG"),
-        told={} if sealed is None else sealed.told(),
-    )
+    # Beside the mp4, whose encoder keeps to one thread.
+    with ThreadPoolExecutor(1, thread_name_prefix="pictures") as beside:
+        sheet = beside.submit(lambda: picture_bytes(video.contact_sheet(references), "PNG"))
+        thumbnail = beside.submit(video.thumbnail)
+        sealed = None if seal is None else seal(video)
+        return Media(
+            video=video.mp4(video.view_scale()) if sealed is None else sealed.content,
+            thumbnail=thumbnail.result(),
+            spritesheet=sheet.result(),
+            told={} if sealed is None else sealed.told(),
+        )

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from PIL import Image
@@ -20,7 +20,7 @@ from service.refs import home
 from service.traces import Stages
 from workers import media
 from workers.boot import SHUTTING_DOWN, Station
-from workers.pace import Pace
+from workers.pace import Pace, Telling
 
 if TYPE_CHECKING:
     from engine.pipeline import Progress
@@ -53,6 +53,7 @@ class Work:
         self._home = home(claim.ref)
         self._prefix = f"{self._home}/{claim.token}"
         self._pace = Pace()
+        self._telling = Telling()
         self._saves: list[str] = []  # prefixes of states that are still there
         self._candidate, self._wanted, self._lasting = 0, 1, False
         self._stage = ""
@@ -159,12 +160,17 @@ class Work:
         return self._place.shelf.patiently(act, self.hear)
 
     def on_progress(self, progress: "Progress") -> None:
-        """The engine's callback, at every step.
+        """The engine's callback, at every step. Each asks whether to stop; what the record shows
+        follows at most half a second behind.
 
         Raises:
             Cancelled: stop now; `stopped` holds the reason.
         """
         self._heed()
+        fresh = progress.stage != self._stage or progress.step <= 1
+        if not (fresh or progress.preview or self._telling.due()):
+            self._ask()
+            return
         if progress.stage != self._stage:
             self.enter(progress.stage)
         share = progress.step / max(progress.num_steps, 1)
@@ -239,12 +245,23 @@ class Work:
             fields["fraction"] = round(fraction, 4)
         self._place.move()
         try:
-            word = self._place.ledger.beat(self._claim, percent, True, **fields)
+            with self._telling.timed():
+                word = self._place.ledger.beat(self._claim, percent, True, **fields)
         except LedgerDown:
             return False  # the lease may outlive the gap; if not, the token will tell
         if word != "ok":
             self._stop(word)
         return True
+
+    def _ask(self) -> None:
+        """As `_tell`, with nothing to tell."""
+        if self.stopped:
+            self._stop(self.stopped)
+        self._place.move()
+        with suppress(LedgerDown):
+            word = self._place.ledger.word(self._claim)
+            if word != "ok":
+                self._stop(word)
 
     def _stop(self, word: str) -> None:
         self.stopped = word

@@ -173,7 +173,8 @@ def test_a_lease_that_ran_out_while_nobody_looked_is_renewed_once(settings: Sett
     assert ledger.reap() == ([], [])
     assert ledger.beat(well) == "ok"
     eventually(lambda: (ledger.beat(well), ledger.reap()) == ("ok", (["t/b"], [])))
-    assert ledger.beat(dead) == "stale" and ledger.beat(well) == "ok"
+    assert ledger.beat(dead) == ledger.word(dead) == "stale"
+    assert ledger.beat(well) == ledger.word(well) == "ok"
     time.sleep(1.2 * settings.lease_s)
     assert ledger.reap() == ([], [])  # the next outage
     time.sleep(1.2 * settings.lease_s)
@@ -283,7 +284,7 @@ def test_cancel_is_heard_at_the_next_step_and_by_commit(ledger: Ledger) -> None:
     mine = claim(ledger, "a")
     assert ledger.cancel(ref("a")) is True
     assert read(ledger, "a").state == "running"
-    assert ledger.beat(mine, 50) == "cancel"
+    assert ledger.beat(mine, 50) == ledger.word(mine) == "cancel"
     assert ledger.commit(mine, {}) == "cancel"
     assert ledger.fail(mine, "cancelled", "Cancelled", retry=True) == "ok"
     assert ledger.books() == Books(1, 0, 0, 0, 1)
@@ -301,7 +302,7 @@ def test_deletion_leaves_a_grave_and_tells_the_worker(ledger: Ledger) -> None:
     submit(ledger, "a", "b")
     mine = claim(ledger, "a")
     assert ledger.delete(ref("a")) == "running" and ledger.delete(ref("b")) == "queued"
-    assert ledger.beat(mine) == "gone" and ledger.commit(mine, {}) == "gone"
+    assert ledger.beat(mine) == ledger.word(mine) == ledger.commit(mine, {}) == "gone"
     for name in "ab":
         with pytest.raises(NotFound):
             read(ledger, name)

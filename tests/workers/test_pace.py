@@ -2,7 +2,7 @@
 
 import pytest
 
-from workers.pace import ASSUMED_S, SHARE, Pace
+from workers.pace import ASSUMED_S, SHARE, Pace, Telling
 
 
 class Clock:
@@ -49,3 +49,18 @@ def test_after_the_last_step_there_is_nothing_to_save() -> None:
 
 def test_a_short_job_is_never_saved() -> None:
     assert run(24, SHARE * ASSUMED_S, 0.02)[0] == []
+
+
+@pytest.mark.parametrize(("told_s", "gap_s"), [(0.002, 0.2), (0.004, 0.4), (9.0, 0.5)])
+def test_telling_takes_a_hundredth_of_the_time_but_never_falls_silent(
+    told_s: float, gap_s: float
+) -> None:
+    clock = Clock()
+    telling = Telling(clock)
+    assert telling.due()
+    with telling.timed():
+        clock.now += told_s
+    clock.now += gap_s - 1e-6
+    assert not telling.due()
+    clock.now += 2e-6
+    assert telling.due()

@@ -33,7 +33,10 @@ def test_the_stages_cover_the_whole_in_order() -> None:
     assert bounds == sorted(bounds) and bounds[0] == 0.0 and bounds[-1] == STORE_AT < 1
 
 
-def test_progress_is_the_engines_own(place: Station, work: Work) -> None:
+def test_progress_is_the_engines_own(
+    place: Station, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(work._telling, "due", lambda: True)
     seen = []
     stages = ("encode", 0), ("denoise", 0), ("denoise", 5), ("decode", 0), ("decode", 5)
     for stage, step in stages:
@@ -92,6 +95,7 @@ def test_a_gap_in_the_ledger_does_not_stop_the_work(
     with monkeypatch.context() as patch:
         patch.setattr(place.ledger, "beat", away)
         tell(work, "denoise", 3)
+    monkeypatch.setattr(work._telling, "due", lambda: True)
     tell(work, "denoise", 4)
     assert place.ledger.read("local/v").number("step") == 4
 
@@ -103,3 +107,30 @@ def test_clocks_run_per_stage(work: Work) -> None:
     work.enter("store")
     assert work.timings["denoise_s"] >= 0.02
     assert set(work.timings) == {"encode_s", "denoise_s", "decode_s"}
+
+
+def test_between_two_tellings_a_step_writes_nothing_and_still_hears_a_cancel(
+    place: Station, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(work._telling, "due", lambda: False)
+    tell(work, "denoise", 1)  # the first of a stage is told at once
+    before = place.ledger.read("local/v")
+    tell(work, "denoise", 2)
+    assert place.ledger.read("local/v") == before
+    tell(work, "denoise", 3, b"a preview is told at once")
+    assert place.ledger.read("local/v").number("step") == 3
+    place.ledger.cancel("local/v")
+    with pytest.raises(Cancelled):
+        tell(work, "denoise", 4)
+    assert work.stopped == "cancel"
+
+
+def test_progress_is_told_within_half_a_second(place: Station, work: Work) -> None:
+    work._telling._cost_s = 1000.0
+    tell(work, "denoise", 1)
+    work._telling._cost_s = 1000.0
+    tell(work, "denoise", 2)
+    assert place.ledger.read("local/v").number("step") == 1
+    time.sleep(0.6)
+    tell(work, "denoise", 3)
+    assert place.ledger.read("local/v").number("step") == 3
