@@ -16,6 +16,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,10 +24,9 @@ from torch import Tensor
 from engine import delta, lora
 from engine.checkpoint import GRID_STEP, open_tensors, read_tensors, tensor_bytes
 from engine.errors import CheckpointError
-from engine.folders import Manifest, drafting, held, save_folder
+from engine.folders import DIT, Manifest, drafting, held, read_manifest, save_folder, verify
 from engine.registry import Registry, base_of
 
-DIT = "dit.safetensors"
 DELTA, LORA, STREAM = "delta.safetensors", "lora.safetensors", "stream.safetensors"
 
 
@@ -49,7 +49,7 @@ def merge(base: Path, adapter: Path, target: Path) -> Manifest:
         manifest = Manifest(
             own.preset,
             configs=own.configs,
-            lineage={"merged": {"base": own.digest(), "adapter": change.digest()}},
+            lineage=_merged(own.digest(), change.digest()),
             evaluation=change.evaluation,
         )
         with drafting(target) as draft:
@@ -66,14 +66,30 @@ def pull(registry: Registry, digest: str, cache: Path) -> Path:
     Raises RegistryError or CheckpointError.
     """
     folder = registry.pull(digest, cache)
-    base = base_of(registry.manifest(digest))
+    base = base_of(read_manifest(folder))
     if base is None:
         return folder
-    if base_of(registry.manifest(base)) is not None:
-        raise CheckpointError(f"{digest[:12]} is an adapter of an adapter: merge that one first")
     target = Path(cache) / f"{digest}-merged"
-    merge(registry.pull(base, cache), folder, target)
+    if not _is_merged(target, base, digest):
+        own = registry.pull(base, cache)
+        if base_of(read_manifest(own)) is not None:
+            raise CheckpointError(f"{digest[:12]} is an adapter of an adapter: merge it first")
+        merge(own, folder, target)
     return target
+
+
+def _is_merged(target: Path, base: str, adapter: str) -> bool:
+    """Whether an earlier merge of these two lies there, whole."""
+    if not target.exists():
+        return False
+    try:
+        return verify(target).lineage == _merged(base, adapter)
+    except CheckpointError:
+        return False
+
+
+def _merged(base: str, adapter: str) -> dict[str, Any]:
+    return {"merged": {"base": base, "adapter": adapter}}
 
 
 def save_delta(

@@ -30,6 +30,7 @@ from engine.spec import TIERS
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+DIT = "dit.safetensors"  # the transformer: what training changes, and what a swap exchanges
 SIGNATURE = "manifest.sig"  # beside it where the model is signed, see `engine.signatures`
 MAX_MANIFEST_BYTES = 4_000_000
 

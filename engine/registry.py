@@ -19,8 +19,9 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from engine import folders, signatures
@@ -84,14 +85,18 @@ class Registry:
         self.key = key
         self.channels = Channels(store)
 
-    def push(self, folder: Path, key: Path | None = None) -> str:
+    def push(
+        self, folder: Path, key: Path | None = None, evaluation: Mapping[str, Any] | None = None
+    ) -> str:
         """Publish a model folder; its digest. What is there already stays; what is missing of an
         earlier try is added.
 
         Args:
             key: PEM of the private key to sign with; None does not sign.
+            evaluation: added to that of the folder's manifest, which changes the digest.
         """
-        with folders.held(folder) as (manifest, view):
+        with folders.held(folder) as (own, view):
+            manifest = replace(own, evaluation={**own.evaluation, **(evaluation or {})})
             check_listed(manifest)
             manifest.resolve()
             for name in sorted(manifest.files):

@@ -24,6 +24,7 @@ from typing import Any
 
 from torch import Tensor
 
+from engine import golden
 from engine.checkpoint import on_grid, read_tensors, tensor_bytes
 from engine.errors import CheckpointError
 from engine.evaluation import shortfalls
@@ -182,6 +183,8 @@ def run(anyway: bool = False) -> None:
     evaluation = json.loads(report.read_text()) if report.exists() else None
     draft = Manifest("miniature", lineage=lineage(runs))
     save_folder(Path(CANDIDATE), draft, gather(runs), overwrite=True)
+    if evaluation is not None:
+        evaluation |= golden.told(Path(CANDIDATE))
     manifest = publish(runs, target, evaluation, anyway)
     draw_lineage(runs, Path("docs/curves.png"))
     sys.stdout.write(f"{target}: {len(manifest.files)} files, {manifest.digest()[:16]}\n")

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -16,7 +16,7 @@ from rich.table import Table
 from engine.channels import CANARY, STABLE, Channel
 from engine.errors import CheckpointError, RegistryError, SigningError
 from engine.evaluation import reached, shortfalls
-from engine.folders import Manifest
+from engine.folders import Manifest, read_manifest
 from engine.registry import Address, Registry, base_of
 from engine.stores import open_store
 from service.fleet import Fleet
@@ -55,10 +55,14 @@ def push(
     folder: Annotated[Path, typer.Argument(help="A model folder, or an adapter's.")],
     at: At = "",
     key: Annotated[Path | None, typer.Option(help="PEM of the private key to sign with.")] = None,
+    golden: Annotated[
+        bool, typer.Option(help="Run a small request first; workers compare what it looks like.")
+    ] = False,
 ) -> None:
     """Publish a model folder; prints its digest. No channel moves."""
-    with opened(at) as registry:
-        print(registry.push(folder, key))
+    with opened(at) as registry, TemporaryDirectory(prefix="troupe-push-") as cache:
+        told = _golden(registry, folder, Path(cache)) if golden else {}
+        print(registry.push(folder, key, told))
 
 
 @models.command(name="list")
@@ -220,6 +224,14 @@ def merge(
     except CheckpointError as error:
         fail(str(error))
     out.print(f"{target}: {len(manifest.files)} files, {manifest.digest()[:12]}", markup=False)
+
+
+def _golden(registry: Registry, folder: Path, cache: Path) -> dict[str, Any]:
+    """What the small request looks like with a model, or with an adapter on its published base."""
+    from engine.golden import told
+
+    base = base_of(read_manifest(folder))
+    return told(folder, None if base is None else registry.pull(base, cache))
 
 
 def _check(registry: Registry, digest: str, now: Channel, worse: bool) -> None:

@@ -14,9 +14,10 @@ characters less far. A store that does not answer is no model's fault: it is ask
 import hashlib
 import logging
 import threading
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engine.channels import CANARY, NAME
 from engine.errors import BackendError, CheckpointError, RegistryError, TroupeError
@@ -34,13 +35,13 @@ LOOK_EVERY_S = 2.0
 @dataclass(frozen=True)
 class Ready:
     """A model that was pulled. digest: as a channel names it; weights: what an engine with it is
-    called (another where it is an adapter). share: of the jobs. golden: see `engine.swap`."""
+    called (another where it is an adapter). share: of the jobs. evaluation: the manifest's."""
 
     digest: str
     weights: str
     folder: Path
     share: float = 1.0
-    golden: object = None
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Reload:
@@ -104,7 +105,7 @@ class Reload:
             BackendError: neither the new weights nor those before could be loaded: the engine must
                 not be used any more.
         """
-        from engine import swap
+        from engine import golden, swap
 
         with self._lock:
             wanted = self._for(ref)
@@ -114,7 +115,7 @@ class Reload:
         try:
             swap.swap(engine, wanted.folder)
             if wanted.digest not in self._tried:
-                swap.check_golden(engine, wanted.golden)
+                golden.check(engine, wanted.evaluation)
                 self._tried.add(wanted.digest)
             self._served = wanted
             log.info("serving %s, digest %s", wanted.digest, engine.digest)
@@ -158,7 +159,7 @@ class Reload:
         except (CheckpointError, BackendError) as error:
             self._refuse(digest, str(error))
             return None
-        return Ready(digest, found.weights, found.folder, share, found.golden)
+        return Ready(digest, found.weights, found.folder, share, found.evaluation)
 
     def _pull(self, digest: str) -> Ready:
         from engine.adapters import pull
@@ -166,8 +167,7 @@ class Reload:
 
         folder = pull(self._address.open(), digest, self._cache)
         manifest = read_manifest(folder)
-        golden = manifest.evaluation.get("golden")
-        return Ready(digest, manifest.digest(), folder, golden=golden)
+        return Ready(digest, manifest.digest(), folder, evaluation=manifest.evaluation)
 
     def _judge(self) -> None:
         """A canary that is worse than the channel's own model is taken back, everywhere."""

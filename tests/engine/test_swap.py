@@ -121,7 +121,7 @@ def test_a_swap_that_breaks_off_leaves_no_name(
     assert engine.digest == engine.encoder.digest == ""
     swap.swap(engine, random_model)
     assert engine.digest == verify(random_model).digest()
-    swap.check_golden(engine, swap.golden(Engine.load(random_model)))
+    assert (picture(engine) == picture(Engine.load(random_model))).all()
 
 
 def test_what_needs_a_new_engine_is_told(
@@ -149,20 +149,3 @@ def test_what_is_kept_of_requests_is_dropped(
     assert engine.encoder.cache._memory
     swap.swap(engine, variant(random_model, tmp_path / "other", louder))
     assert not engine.encoder.cache._memory
-
-
-def test_the_small_request_tells_models_apart(
-    engine: Engine, random_model: Path, tmp_path: Path
-) -> None:
-    wanted = swap.golden(engine)
-    assert len(wanted) == 3 * swap.PARTS**2 and swap.golden(engine) == wanted
-    swap.check_golden(engine, wanted)
-    swap.check_golden(engine, None)
-    swap.check_golden(engine, [value + 1.0 for value in wanted])
-    with pytest.raises(CheckpointError, match="grey levels from the publisher's"):
-        swap.check_golden(engine, [value + 5.0 for value in wanted])
-    for wrong in ("x", [1.0], [float("nan")] * len(wanted)):
-        with pytest.raises(CheckpointError, match="golden must be|grey levels"):
-            swap.check_golden(engine, wrong)
-    bf16 = Engine.load(random_model, runtime=Runtime(dtype="bf16"))
-    swap.check_golden(bf16, wanted)

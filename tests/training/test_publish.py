@@ -1,16 +1,20 @@
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from engine import golden
 from engine.checkpoint import read_tensors
 from engine.errors import CheckpointError
 from engine.folders import Manifest, verify
 from training import publish as publishing
 from training.publish import DIT, FILES, GRID, draw_lineage, gather, lineage, publish
+
+SHIPPED = Path(__file__).parents[2] / "models" / "miniature"
 
 
 @pytest.fixture
@@ -106,13 +110,18 @@ def test_what_is_worse_than_its_parent_must_be_insisted_on(runs: Path, tmp_path:
 def test_a_candidate_is_written_to_be_evaluated(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    """Of the shipped weights: they are tried out, and what they make is published with them."""
+    for name, run in FILES.items():
+        shutil.copy(SHIPPED / name, runs / run / name)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match="--model runs/candidate"):
         publishing.run()
     sha256 = verify(runs / "candidate").files["dit.safetensors"]
     (runs / "evaluation.json").write_text(json.dumps({"dit": sha256}))
     publishing.run()
-    assert verify(tmp_path / "models" / "miniature").files["dit.safetensors"] == sha256
+    manifest = verify(tmp_path / "models" / "miniature")
+    assert manifest.files["dit.safetensors"] == sha256
+    assert manifest.evaluation["golden"] == golden.told(tmp_path / "models" / "miniature")["golden"]
 
 
 def test_without_logs_there_is_nothing_to_draw(tmp_path: Path):
