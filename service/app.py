@@ -40,6 +40,7 @@ from service.metrics import Measured, Metrics
 from service.openapi import describe
 from service.outward import Outward
 from service.refs import new_id
+from service.room import Room
 from service.roster import Roster
 from service.routes import (
     content,
@@ -100,7 +101,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     describe(app)
     if open_to_all := unguarded(app):
         raise AssertionError(f"These routes ask for no scope and are not public: {open_to_all}")
-    app.add_middleware(Envelope, max_bytes=int(settings.max_body_mb * 1e6))
+    app.state.max_body_bytes = int(settings.max_body_mb * 1e6)
+    app.state.room = Room(app.state.max_body_bytes)
+    app.add_middleware(Envelope, max_bytes=app.state.max_body_bytes, room=app.state.room)
     app.state.metrics = Metrics()
     app.add_middleware(Measured, metrics=app.state.metrics)
     return app
@@ -201,9 +204,10 @@ def _handle_errors(app: FastAPI) -> None:
 class Envelope:
     """Around every request: an id, the body's limit, and headers that every answer carries."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, room: Room) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._room = room
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI. Counts the body as it comes, because Content-Length may lie or be missing."""
@@ -211,7 +215,8 @@ class Envelope:
             await self._app(scope, receive, send)
             return
         request_id = new_id("req")
-        scope.setdefault("state", {})["request_id"] = request_id
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
         seen = 0
 
         async def counted() -> Message:
@@ -232,5 +237,8 @@ class Envelope:
                 ]
             await send(message)
 
-        with bound_contextvars(request_id=request_id):  # in this request's log lines
-            await self._app(scope, counted, marked)
+        try:
+            with bound_contextvars(request_id=request_id):  # in this request's log lines
+                await self._app(scope, counted, marked)
+        finally:
+            await self._room.give(*state.get("held", ("", 0)))

@@ -99,6 +99,7 @@ class Allowed:
         """Raises Unauthenticated or Forbidden."""
         caller = await _caller(request)
         caller.need(self.scope)
+        request.state.tenant = caller.tenant
         return caller
 
 

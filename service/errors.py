@@ -161,6 +161,13 @@ class QueueFull(ServiceError):
     code = "queue_full"
 
 
+class Busy(ServiceError):
+    """This process has as much in hand as it can hold."""
+
+    status = 503
+    code = "busy"
+
+
 class LedgerDown(ServiceError):
     """Redis cannot be reached, or does not answer in time."""
 

@@ -4,8 +4,10 @@ import gc
 import subprocess
 import sys
 from pathlib import Path
+from typing import cast
 
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from service import app as module
@@ -92,3 +94,17 @@ def test_the_document_describes_the_body(client: TestClient) -> None:
 
 def test_what_was_imported_is_out_of_the_collectors_rounds(client: TestClient) -> None:
     assert gc.get_freeze_count() > 10_000  # else each round takes 80 ms of everybody's time
+
+
+def test_a_large_body_waits_for_room_and_gives_it_back(client: TestClient) -> None:
+    state = cast(FastAPI, client.app).state
+    state.room._wait_s = 0.05
+    body = {"files": {"images": ("a.png", b"x" * 3_000_000)}, "data": {"prompt": "p"}}
+    for _ in range(3):
+        assert client.post("/v1/videos", **body).status_code == 400  # no picture
+        assert not state.room._held
+    state.room._held["local"] = state.max_body_bytes
+    answer = client.post("/v1/videos", **body)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "busy")
+    assert int(answer.headers["retry-after"]) >= 1
+    assert client.post("/v1/videos", json={"prompt": "p"}).status_code == 202
