@@ -176,6 +176,16 @@ def verify(ref: Ref = STABLE, at: At = "") -> None:
 
 
 @models.command()
+def pull(ref: Ref = STABLE, at: At = "") -> None:
+    """Fetch a model into this machine's own folder for them, or check every byte of what is there,
+    and of its base. What a worker does as it starts; for a container that runs before it."""
+    with opened(at) as registry:
+        digest = registry.find(ref)
+        for one in filter(None, (digest, base_of(registry.manifest(digest)))):
+            print(registry.pull(one, Settings().model_cache))
+
+
+@models.command()
 def prune(
     at: At = "",
     days: Annotated[float, typer.Option(help="Keep what is younger.")] = 7.0,

@@ -1,4 +1,5 @@
-"""`python -m workers.alive [PID]`: do this machine's workers live? Status 0, or 1 and the reason.
+"""`python -m workers.alive [--ready] [PID]`: do this machine's workers live? Status 0, or 1 and the
+reason.
 
 Made for an orchestrator's liveness probe: it asks nobody, imports neither Celery nor torch, and
 takes some hundredths of a second. Each worker's child writes what it knows into a file at every
@@ -11,6 +12,9 @@ announcement; the probe reads the files of this user's workers, or of the one wh
   (celery#8030, #8091, #8384, #10205);
 - the job in hand has not moved for three times TROUPE_STALL_S: by then the ledger gave it to
   another worker, and the process should have ended itself.
+
+With `--ready` they must also be able to take jobs: model loaded, store writable. That is for a
+readiness probe, so that an update of many workers stops at the first that cannot serve.
 
 Times are those of CLOCK_MONOTONIC, which all processes of a machine share and nobody sets.
 """
@@ -35,7 +39,7 @@ class Pulse:
 
     born: of its first process, see `born_at`; another process of the same id is another worker.
     at: when it was written. moved: the last step of the job in hand, or its beginning. wanted:
-    since when the ledger has had work for it while it is idle.
+    since when the ledger has had work for it while it is idle. unfit: why it cannot take jobs.
     """
 
     at: float
@@ -44,6 +48,7 @@ class Pulse:
     moved: float | None = None
     wanted: float | None = None
     born: int | None = None
+    unfit: str = ""
 
     def verdict(self, now: float) -> str:
         """Why this is no living worker's; empty: it is."""
@@ -75,18 +80,23 @@ def forget(pid: int) -> None:
     (folder() / str(pid)).unlink(missing_ok=True)
 
 
-def faults(pid: int | None = None) -> list[str]:
-    """What is wrong with this user's workers, or with one; none: nothing."""
+def faults(pid: int | None = None, ready: bool = False) -> list[str]:
+    """What is wrong with this user's workers, or with one; none: nothing. ready: that it cannot
+    take jobs is wrong too."""
     now = time.monotonic()
     found = {pid: _read(pid)} if pid else {one: _read(one) for one in _written()}
     if pid is None:
         # What was killed outright is its supervisor's affair.
         found = {one: pulse for one, pulse in found.items() if pulse is not None}
     told = {
-        one: pulse.verdict(now) if pulse else "has not written that it lives"
+        one: _wrong(pulse, now, ready) if pulse else "has not written that it lives"
         for one, pulse in found.items()
     }
     return [f"worker {one} {why}" for one, why in told.items() if why] if told else ["no worker"]
+
+
+def _wrong(pulse: Pulse, now: float, ready: bool) -> str:
+    return pulse.verdict(now) or (f"is not ready: {pulse.unfit}" if ready and pulse.unfit else "")
 
 
 def _written() -> list[int]:
@@ -122,10 +132,11 @@ def born_at(pid: int) -> int | None:
 
 def main() -> None:
     """Entry point."""
-    given = sys.argv[1:]
+    ready = sys.argv[1:2] == ["--ready"]
+    given = sys.argv[2 if ready else 1 :]
     if len(given) > 1 or not all(one.isdigit() for one in given):
-        sys.exit("usage: python -m workers.alive [PID]")
-    if found := faults(int(given[0]) if given else None):
+        sys.exit("usage: python -m workers.alive [--ready] [PID]")
+    if found := faults(int(given[0]) if given else None, ready):
         sys.exit("; ".join(found))
 
 

@@ -259,7 +259,9 @@ class Station:
         self._wanted = (self._wanted or time.monotonic()) if self._is_wanted() else None
         settings, now = self.settings, time.monotonic()
         known = (settings.lease_s, settings.stall_s, self._moved, self._wanted)
-        pulse = alive.Pulse(now, *known, born=alive.born_at(self._first))
+        state = self.state
+        unfit = "" if state.healthy else state.message
+        pulse = alive.Pulse(now, *known, alive.born_at(self._first), unfit)
         try:
             alive.tell(pulse, self._first)
         except OSError as error:

@@ -182,3 +182,17 @@ def test_a_store_without_conditions_is_refused_for_channels(tmp_path: Path) -> N
         refused = told("promote", digest, "--at", at)
         assert refused.exit_code == 1 and "does not heed If-None-Match" in refused.output
         assert told("verify", digest, "--at", at).exit_code == 0
+
+
+def test_a_model_is_fetched_where_workers_look_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TROUPE_BLOBS_URL", f"{tmp_path}/blobs")
+    digest = pushed(tmp_path, 1.0)
+    told("promote", digest)
+    fetched = tmp_path / "models" / digest
+    assert told("pull").stdout.strip() == str(fetched)
+    assert verify(fetched).digest() == digest
+    (fetched / "dit.safetensors").write_bytes(b"flipped")
+    assert told("pull", digest[:10]).exit_code == 0
+    assert verify(fetched).digest() == digest

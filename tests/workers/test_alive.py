@@ -65,6 +65,14 @@ def test_the_probe_needs_nothing_but_the_standard_library() -> None:
     assert done.stdout.strip() == "['workers']", done.stderr
 
 
+def test_who_lives_may_not_be_ready_yet() -> None:
+    alive.tell(Pulse(time.monotonic(), 15, 600, unfit="loading its checkpoint"), os.getpid())
+    assert (probe().returncode, probe("--ready").returncode) == (0, 1)
+    assert "is not ready: loading its checkpoint" in probe("--ready", str(os.getpid())).stderr
+    alive.tell(Pulse(time.monotonic(), 15, 600), os.getpid())
+    assert probe("--ready").returncode == 0
+
+
 def test_no_file_is_no_worker_and_the_dead_are_not_asked_for() -> None:
     assert (probe().returncode, probe().stderr.strip()) == (1, "no worker")
     gone = subprocess.Popen([sys.executable, "-c", ""])
