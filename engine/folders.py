@@ -116,39 +116,68 @@ def verify(folder: Path) -> Manifest:
         return manifest
 
 
+class Held:
+    """A verified folder for as long as it is held: its manifest, and in `view` the same names,
+    which lead to the very handles that were hashed. Whatever is put in the place of a file
+    meanwhile, what was verified is what is read."""
+
+    def __init__(self, manifest: Manifest, folder: Path, view: Path) -> None:
+        self.manifest, self.view = manifest, view
+        self._folder = folder
+        self._handles: dict[str, tuple[int, tuple[int, int]]] = {}
+
+    def add(self, name: str, handle: int) -> None:
+        """Hash a file and show it. Raises CheckpointError where it is not the one listed."""
+        self._handles[name] = handle, _written(handle)
+        if _hashed(handle) != self.manifest.files[name]:
+            raise CheckpointError(f"{self._folder}: {name} is not the file that the manifest lists")
+        (self.view / name).symlink_to(f"/dev/fd/{handle}")
+
+    def require_unchanged(self) -> None:
+        """Raises CheckpointError where a file was written to after it was verified (its size or a
+        time of it tells): then what was read of it must not be used."""
+        for name, (handle, before) in self._handles.items():
+            if _written(handle) != before:
+                raise CheckpointError(f"{self._folder}: {name} was written to while it was read")
+
+
 @contextmanager
-def held(folder: Path, only: Collection[str] | None = None) -> Iterator[tuple[Manifest, Path]]:
-    """A verified folder for as long as it is read: its manifest, and a folder of the same names
-    that lead to the very handles that were hashed. Whatever is put in the place of a file
-    meanwhile, what was verified is what is read.
+def hold(folder: Path, only: Collection[str] | None = None) -> Iterator[Held]:
+    """Verifies a folder and holds it.
 
     Args:
         only: the files to verify and to show, of those listed; None: all, and nothing else may lie
             there.
 
     Raises:
-        CheckpointError: as `verify`; and at the end where a file was written to after it was
-            verified (its size or time of change tells): then what was read of it must not be used.
+        CheckpointError: as `verify`.
     """
     manifest, folder = read_manifest(folder), Path(folder)
     with ExitStack() as stack:
         view = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="troupe-held-")))
-        handles = {}
+        found = Held(manifest, folder, view)
         for name in sorted(manifest.files if only is None else only):
+            require(manifest, [name])
             handle = _open(folder, name)
             stack.callback(os.close, handle)
-            handles[name] = handle, _written(handle)
-            if _hashed(handle) != manifest.files[name]:
-                raise CheckpointError(f"{folder}: {name} is not the file that the manifest lists")
-            (view / name).symlink_to(f"/dev/fd/{handle}")
+            found.add(name, handle)
         there = {entry.name for entry in folder.iterdir()} if only is None else set()
         unlisted = there - set(manifest.files) - {MANIFEST, SIGNATURE}
         if unlisted:
             raise CheckpointError(f"{folder}: not in the manifest: {', '.join(sorted(unlisted))}")
-        yield manifest, view
-        for name, (handle, before) in handles.items():
-            if _written(handle) != before:
-                raise CheckpointError(f"{folder}: {name} was written to while it was read")
+        yield found
+
+
+@contextmanager
+def held(folder: Path, only: Collection[str] | None = None) -> Iterator[tuple[Manifest, Path]]:
+    """The manifest and the view of a folder that is held while it is read, see `hold`.
+
+    Raises:
+        CheckpointError: as `hold`; and at the end as `Held.require_unchanged`.
+    """
+    with hold(folder, only) as found:
+        yield found.manifest, found.view
+        found.require_unchanged()
 
 
 def require(manifest: Manifest, names: Iterable[str]) -> None:
@@ -287,6 +316,7 @@ def _hashed(handle: int) -> str:
 
 
 def _written(handle: int) -> tuple[int, int]:
+    """What a write changes. Not the time of change, which a second name (a link) changes too."""
     found = os.fstat(handle)
     return found.st_size, found.st_mtime_ns
 

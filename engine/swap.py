@@ -1,9 +1,10 @@
 """Other weights in a running engine, between two requests: into the same modules, one tensor after
 the other, so that the peak is the weights and one file.
 
-    check       every file verified and held; names, shapes and numbers of the transformer's file
+    checked     every file verified and held; names, shapes and numbers of the transformer's file
                 looked at; so far nothing is touched, and requests may run
-    fill        one tensor after the other; meanwhile the engine has no digest
+    take        one tensor after the other, of the very handles that were verified; meanwhile the
+                engine has no digest
 
 Whether it makes the publisher's pictures afterwards, `engine.golden` tells.
 
@@ -12,6 +13,8 @@ What stands beside the transformer stays, and must be the same files.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,9 +32,10 @@ if TYPE_CHECKING:
     from engine.pipeline import Engine
 
 
-def check(engine: Engine, folder: Path) -> None:
-    """Whether an engine could take over a folder's weights. Touches nothing; may run beside a
-    request.
+@contextmanager
+def checked(engine: Engine, folder: Path) -> Iterator[folders.Held]:
+    """A folder whose weights an engine can take over, held until they are, so that it need not be
+    verified again. Touches nothing; may run beside a request.
 
     Raises:
         CheckpointError: the folder is damaged, its transformer does not fit or holds numbers that
@@ -39,33 +43,41 @@ def check(engine: Engine, folder: Path) -> None:
         BackendError: only a new engine can take it: more than the transformer differs, or the
             weights that serve are not plain tensors on one device.
     """
-    with folders.held(folder) as (manifest, view):
-        _check_kind(engine, manifest)
+    with folders.hold(folder) as found:
+        _check_kind(engine, found.manifest)
         own = dict(engine.dit.named_parameters())
-        check_names(dict(own), shapes(view / DIT), DIT)
-        with opened(view / DIT) as file:
+        check_names(dict(own), shapes(found.view / DIT), DIT)
+        with opened(found.view / DIT) as file:
             names = set(file.keys())
             for name in own:
                 check_finite(read(file, name, DIT, names), name, DIT)
+        yield found
 
 
 def swap(engine: Engine, folder: Path) -> None:
-    """Take over the weights of a folder that `check` has passed. No request may run meanwhile, so
-    only the file that is read is verified again.
+    """Take over the weights of a folder, verified now, as `take` does."""
+    with folders.hold(folder) as found:
+        take(engine, found)
+
+
+def take(engine: Engine, found: folders.Held) -> None:
+    """Take over the weights of a held folder. No request may run meanwhile.
 
     Raises:
-        CheckpointError: as `check`, and where a file was written to while it was read. Where
-            `Engine.digest` is empty afterwards, the engine must not be used before another swap.
+        CheckpointError, BackendError: as `checked`, and where a file was written to since it was
+            verified. Where `Engine.digest` is empty afterwards, the engine must not be used before
+            another swap.
     """
     dtypes = {name: p.dtype for name, p in engine.dit.named_parameters()}
-    with folders.held(folder, only=[DIT]) as (manifest, view):
-        _check_kind(engine, manifest)
-        check_names(dict(engine.dit.named_parameters()), shapes(view / DIT), DIT)
-        rename(engine, "")
-        fill(engine.dit, view / DIT, engine.device, dtypes.__getitem__)
-    engine.files = dict(manifest.files)
+    _check_kind(engine, found.manifest)
+    check_names(dict(engine.dit.named_parameters()), shapes(found.view / DIT), DIT)
+    found.require_unchanged()
+    rename(engine, "")
+    fill(engine.dit, found.view / DIT, engine.device, dtypes.__getitem__)
+    found.require_unchanged()
+    engine.files = dict(found.manifest.files)
     engine.encoder.cache.drop()
-    rename(engine, manifest.digest())
+    rename(engine, found.manifest.digest())
 
 
 def rename(engine: Engine, digest: str) -> None:

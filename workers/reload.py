@@ -14,34 +14,58 @@ characters less far. A store that does not answer is no model's fault: it is ask
 import hashlib
 import logging
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import time
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from engine.channels import CANARY, NAME
 from engine.errors import BackendError, CheckpointError, RegistryError, TroupeError
 from engine.registry import SHORTEST, Address
 from service.errors import LedgerDown
 from service.fleet import Fleet
+from workers.tidy import tidy
 
 if TYPE_CHECKING:
+    from engine.folders import Held, Manifest
     from engine.pipeline import Engine
 
 log = logging.getLogger(__name__)
 LOOK_EVERY_S = 2.0
+KEPT = 4  # models whose files stay verified and held: those that serve, and to roll back to
 
 
-@dataclass(frozen=True)
 class Ready:
-    """A model that was pulled. digest: as a channel names it; weights: what an engine with it is
-    called (another where it is an adapter). share: of the jobs. evaluation: the manifest's."""
+    """A model that was pulled. digest: as a channel names it; manifest: of the folder that an
+    engine loads (another where it is an adapter). held: its files, verified and looked at, as long
+    as `close` is not called."""
 
-    digest: str
-    weights: str
-    folder: Path
-    share: float = 1.0
-    evaluation: Mapping[str, Any] = field(default_factory=dict)
+    def __init__(self, digest: str, folder: Path, manifest: "Manifest") -> None:
+        self.digest, self.folder, self.manifest = digest, folder, manifest
+        self.held: Held | None = None
+        self.weights = manifest.digest()  # what an engine with it is called
+        self._stack = ExitStack()
+
+    def check(self, engine: "Engine") -> None:
+        """Beside the jobs. Raises CheckpointError or BackendError."""
+        from engine import swap
+
+        if self.held is None:
+            self.held = self._stack.enter_context(swap.checked(engine, self.folder))
+
+    def take(self, engine: "Engine") -> None:
+        """Between two jobs: its weights into the engine. Raises as `engine.swap.take`."""
+        from engine import swap
+
+        if self.held is None:
+            swap.swap(engine, self.folder)
+        else:
+            swap.take(engine, self.held)
+
+    def close(self) -> None:
+        """Let go of the files."""
+        self.held = None
+        self._stack.close()
 
 
 class Reload:
@@ -53,7 +77,9 @@ class Reload:
         self._fleet, self._worker = fleet, worker
         self._stable: Ready | None = None
         self._canary: Ready | None = None
+        self._share = 0.0  # of the jobs, the canary's
         self._served: Ready | None = None  # what was loaded last, and served
+        self._kept: dict[str, Ready] = {}  # the last few, the latest last
         self._tried: set[str] = set()
         self._refused: dict[str, str] = {}
         self._lock = threading.RLock()
@@ -73,8 +99,9 @@ class Reload:
             led += [line.digest for line in reversed(registry.channels.read(ref).lines)]
         for digest in dict.fromkeys(filter(None, led)):
             if digest not in self._refused:
-                self._stable = self._served = self._pull(digest)
-                return self._stable.folder
+                self._stable = self._served = ready = self._pull(digest)
+                self._keep(ready)
+                return ready.folder
         raise RegistryError(f"every model of {ref} is in quarantine: {self._refused[led[0]]}")
 
     def round(self, engine: "Engine | None") -> None:
@@ -86,15 +113,17 @@ class Reload:
             channels = self._address.open().channels
             stable = channels.read(self._address.ref)
             canary = channels.read(CANARY) if self._address.ref != CANARY else None
-            with self._lock:
-                self._stable = self._prepared(stable.digest, 1.0, engine) or self._stable
-            wanted = canary.digest if canary and canary.digest != stable.digest else ""
-            prepared = self._prepared(wanted, canary.share if canary else 0.0, engine)
-            with self._lock:
-                self._canary = prepared
-            self._judge()
             self.message = self._refused.get(stable.digest, "")
-        except (RegistryError, LedgerDown) as error:
+            ready = self._prepared(stable.digest, engine)
+            with self._lock:
+                self._stable = ready or self._stable
+            wanted = canary.digest if canary and canary.digest != stable.digest else ""
+            ready = self._prepared(wanted, engine)
+            with self._lock:
+                self._canary, self._share = ready, canary.share if canary else 0.0
+            self._judge()
+            tidy(self._cache, [one.folder for one in self._kept.values()])
+        except (RegistryError, LedgerDown, OSError) as error:
             self.message = str(error)
             log.warning("channels not seen: %s", error)
 
@@ -105,28 +134,43 @@ class Reload:
             BackendError: neither the new weights nor those before could be loaded: the engine must
                 not be used any more.
         """
-        from engine import golden, swap
-
         with self._lock:
             wanted = self._for(ref)
         if wanted is None or wanted.weights == engine.digest:
             self._served = wanted or self._served
             return
         try:
-            swap.swap(engine, wanted.folder)
-            if wanted.digest not in self._tried:
-                golden.check(engine, wanted.evaluation)
-                self._tried.add(wanted.digest)
+            self._exchange(engine, wanted)
             self._served = wanted
-            log.info("serving %s, digest %s", wanted.digest, engine.digest)
             return
         except Exception as error:  # whatever it is, the weights before are known to work
             log.exception("%s is not served", wanted.digest)
             self._refuse(wanted.digest, str(error) or type(error).__name__)
+        self._restore(engine)
+
+    def _exchange(self, engine: "Engine", wanted: Ready) -> None:
+        from engine import golden
+
+        began = time.monotonic()
+        wanted.take(engine)
+        took_s = time.monotonic() - began
+        if wanted.digest not in self._tried:
+            golden.check(engine, wanted.manifest.evaluation)
+            self._tried.add(wanted.digest)
+        told = "serving %s, digest %s: exchanged in %.3f s, tried out in %.3f s"
+        tried_s = time.monotonic() - began - took_s
+        log.info(told, wanted.digest, engine.digest, took_s, tried_s)
+
+    def _restore(self, engine: "Engine") -> None:
+        from engine import swap
+
+        served = self._served
+        if served is not None and served.weights == engine.digest:
+            return  # nothing was touched
         try:
-            if self._served is None:
+            if served is None:
                 raise BackendError("no weights before these are known")
-            swap.swap(engine, self._served.folder)
+            served.take(engine)
         except (TroupeError, OSError) as error:
             swap.rename(engine, "")
             raise BackendError(f"the weights before cannot be loaded again: {error}") from error
@@ -141,33 +185,44 @@ class Reload:
 
     def _for(self, ref: str) -> Ready | None:
         canary = self._canary
-        if ref and canary and canary.digest not in self._refused and _part(ref) < canary.share:
+        if ref and canary and canary.digest not in self._refused and _part(ref) < self._share:
             return canary
         return self._stable
 
-    def _prepared(self, digest: str, share: float, engine: "Engine | None") -> Ready | None:
+    def _prepared(self, digest: str, engine: "Engine | None") -> Ready | None:
         """A model that `fit` may load; None where there is none, or it must not be."""
         if not digest or digest in self._refused:
             return None
-        known = {one.digest: one for one in (self._stable, self._canary, self._served) if one}
         try:
-            found = known.get(digest) or self._pull(digest)
-            if engine is not None and digest not in known and digest not in self._tried:
-                from engine import swap
-
-                swap.check(engine, found.folder)
+            found = self._kept.get(digest) or self._pull(digest)
+            if engine is not None:
+                found.check(engine)
         except (CheckpointError, BackendError) as error:
             self._refuse(digest, str(error))
             return None
-        return Ready(digest, found.weights, found.folder, share, found.evaluation)
+        except RegistryError as error:  # not vouched for here, or the store is away
+            self.message = f"{digest[:12]}: {error}"
+            log.warning("%s", self.message)
+            return None
+        self._keep(found)
+        return found
+
+    def _keep(self, ready: Ready) -> None:
+        """The latest last; what is too many is let go, but nothing that serves or may."""
+        with self._lock:
+            self._kept.pop(ready.digest, None)
+            self._kept[ready.digest] = ready
+            in_use = {id(one) for one in (self._stable, self._canary, self._served)}
+            old = [one for one in self._kept.values() if id(one) not in in_use][:-1]
+            for one in old[: max(len(self._kept) - KEPT, 0)]:
+                self._kept.pop(one.digest).close()
 
     def _pull(self, digest: str) -> Ready:
         from engine.adapters import pull
         from engine.folders import read_manifest
 
         folder = pull(self._address.open(), digest, self._cache)
-        manifest = read_manifest(folder)
-        return Ready(digest, manifest.digest(), folder, evaluation=manifest.evaluation)
+        return Ready(digest, folder, read_manifest(folder))
 
     def _judge(self) -> None:
         """A canary that is worse than the channel's own model is taken back, everywhere."""

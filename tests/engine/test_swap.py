@@ -55,9 +55,9 @@ def test_a_swapped_engine_is_a_loaded_one(
 ) -> None:
     other = variant(random_model, tmp_path / "other", louder)
     before, dit = picture(engine), engine.dit
-    swap.check(engine, other)
-    assert (picture(engine) == before).all()
-    swap.swap(engine, other)
+    with swap.checked(engine, other) as found:
+        assert (picture(engine) == before).all()
+        swap.take(engine, found)
     assert engine.dit is dit
     assert engine.digest == engine.encoder.digest == verify(other).digest()
     fresh = Engine.load(other)
@@ -106,7 +106,8 @@ def test_what_does_not_fit_touches_nothing(
     other = variant(random_model, tmp_path / "other", change)
     before, digest = {n: x.clone() for n, x in engine.dit.state_dict().items()}, engine.digest
     with pytest.raises(CheckpointError, match=reason):
-        swap.check(engine, other)
+        with swap.checked(engine, other):
+            pass
     assert engine.digest == digest
     assert all(torch.equal(x, before[n]) for n, x in engine.dit.state_dict().items())
 
@@ -124,6 +125,26 @@ def test_a_swap_that_breaks_off_leaves_no_name(
     assert (picture(engine) == picture(Engine.load(random_model))).all()
 
 
+@pytest.mark.parametrize("how", ["replaced", "overwritten"])
+def test_what_was_verified_is_what_is_taken(
+    engine: Engine, random_model: Path, tmp_path: Path, how: str
+) -> None:
+    """Somebody puts other weights in the place of a file that has been verified."""
+    other = variant(random_model, tmp_path / "other", louder)
+    evil = variant(random_model, tmp_path / "evil", lambda tensors: None, lineage={"of": "evil"})
+    wanted, before = picture(Engine.load(other)), picture(engine)
+    with swap.checked(engine, other) as found:
+        if how == "replaced":
+            (evil / DIT).replace(other / DIT)
+            swap.take(engine, found)
+            assert (picture(engine) == wanted).all()
+            return
+        (other / DIT).write_bytes((evil / DIT).read_bytes())
+        with pytest.raises(CheckpointError, match="was written to"):
+            swap.take(engine, found)
+    assert engine.digest == verify(random_model).digest() and (picture(engine) == before).all()
+
+
 def test_what_needs_a_new_engine_is_told(
     engine: Engine, random_model: Path, tmp_path: Path
 ) -> None:
@@ -135,11 +156,13 @@ def test_what_needs_a_new_engine_is_told(
     files: dict[str, bytes | Path] = {name: other / name for name in manifest.files}
     save_folder(tmp_path / "vae", Manifest("miniature"), files)
     with pytest.raises(BackendError, match="another vae.safetensors"):
-        swap.check(engine, tmp_path / "vae")
+        with swap.checked(engine, tmp_path / "vae"):
+            pass
     configs = {"limits": {"max_frames": 5}}
     small = variant(random_model, tmp_path / "small", louder, configs=configs)
     with pytest.raises(BackendError, match="another preset or size"):
-        swap.check(engine, small)
+        with swap.checked(engine, small):
+            pass
 
 
 def test_what_is_kept_of_requests_is_dropped(

@@ -13,9 +13,10 @@ from engine.registry import Address, Registry
 from engine.stores import FolderStore
 from service.fleet import Fleet
 from service.ledger import connect
+from tests.engine.test_signatures import key_pair
 from tests.engine.test_swap import louder, spoil, variant
 from workers.boot import Station
-from workers.reload import Ready, Reload, _part
+from workers.reload import KEPT, Ready, Reload, _part
 from workers.settings import Settings
 
 
@@ -145,6 +146,62 @@ def test_a_store_that_is_away_is_no_models_fault(
     assert engine.digest == digest
 
 
+def test_who_is_not_signed_for_is_not_taken_and_holds_up_nobody(
+    registry: Registry, fleet: Fleet, pushed, random_model: Path, tmp_path: Path
+) -> None:
+    """That is no fault of the model's: this worker may have the wrong key. Its canary goes on."""
+    private, public = key_pair(tmp_path)
+    registry.push(random_model, private)
+    signed = registry.push(variant(random_model, tmp_path / "signed", louder), private)
+    address = Address(registry.store.url, "stable", public)
+    found = Reload(address, tmp_path / "cache", fleet, "w1")
+    engine = Engine.load(found.first())
+    first, unsigned = engine.digest, pushed(spoil(2.0))
+    registry.channels.move("stable", unsigned)
+    registry.channels.move("canary", signed, share=1.0)
+    found.round(engine)
+    assert "not signed" in found.message and fleet.quarantined() == {}
+    found.fit(engine)
+    assert engine.digest == first
+    found.fit(engine, "local/v1")
+    assert engine.digest == signed
+
+
+def test_a_rollback_asks_nothing_of_the_store_but_where_the_channel_leads(
+    registry: Registry, reload: Reload, engine: Engine, pushed
+) -> None:
+    """The files of the model before are still held: neither fetched nor hashed again."""
+    first, digest = engine.digest, pushed(louder)
+    reload.round(engine)
+    registry.channels.move("stable", digest)
+    reload.round(engine)
+    reload.fit(engine)
+    registry.channels.roll_back("stable")
+    (Path(registry.store.url) / "models").rename(Path(registry.store.url) / "away")
+    reload.round(engine)
+    reload.fit(engine)
+    assert engine.digest == first and reload.message == ""
+
+
+def test_only_a_few_models_are_held(
+    registry: Registry, reload: Reload, engine: Engine, pushed
+) -> None:
+    def handles() -> int:
+        return len(list(Path("/dev/fd").iterdir()))
+
+    reload.round(engine)
+    each = len(verify(reload._stable.folder).files)  # type: ignore[union-attr]
+    before = handles() - each
+    for turn in range(2 * KEPT):
+        registry.channels.move("stable", pushed(spoil(float(turn))))
+        reload.round(engine)
+        reload.fit(engine)
+    assert len(reload._kept) == KEPT and handles() - before <= KEPT * each
+    for ready in reload._kept.values():
+        ready.close()
+    assert handles() <= before
+
+
 def test_a_canary_gets_its_share_of_the_jobs_and_a_job_the_same_each_time(
     registry: Registry, reload: Reload, engine: Engine, pushed
 ) -> None:
@@ -195,7 +252,7 @@ def test_weights_that_cannot_come_back_leave_no_engine(
     digest = pushed(louder, evaluation={"golden": [0.0] * 48})
     registry.channels.move("stable", digest)
     reload.round(engine)
-    reload._served = Ready(served.digest, served.weights, tmp_path / "gone")
+    reload._served = Ready(served.digest, tmp_path / "gone", served.manifest)
     with pytest.raises(BackendError, match="cannot be loaded again"):
         reload.fit(engine)
     assert engine.digest == ""
