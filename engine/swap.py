@@ -1,5 +1,5 @@
-"""Other weights in a running engine, between two requests: into the same modules, one tensor after
-the other, so that the peak is the weights and one file.
+"""Other weights in a running engine, between two requests: over the same tensors, one after the
+other, so that the peak is the weights and one file.
 
     checked     every file verified and held; names, shapes and numbers of the transformer's file
                 looked at; so far nothing is touched, and requests may run
@@ -26,7 +26,7 @@ from engine.checkpoint import check_names
 from engine.encoder import needed_files
 from engine.errors import BackendError
 from engine.folders import DIT
-from engine.weights import check_finite, fill, opened, read, shapes
+from engine.weights import check_finite, opened, read, refill, shapes
 
 if TYPE_CHECKING:
     from engine.pipeline import Engine
@@ -68,12 +68,11 @@ def take(engine: Engine, found: folders.Held) -> None:
             verified. Where `Engine.digest` is empty afterwards, the engine must not be used before
             another swap.
     """
-    dtypes = {name: p.dtype for name, p in engine.dit.named_parameters()}
     _check_kind(engine, found.manifest)
     check_names(dict(engine.dit.named_parameters()), shapes(found.view / DIT), DIT)
     found.require_unchanged()
     rename(engine, "")
-    fill(engine.dit, found.view / DIT, engine.device, dtypes.__getitem__)
+    refill(engine.dit, found.view / DIT)
     found.require_unchanged()
     engine.files = dict(found.manifest.files)
     engine.encoder.cache.drop()

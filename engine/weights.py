@@ -3,6 +3,7 @@
     without_contents     builds a model whose parameters have shapes and no memory
     fill                 compares names and shapes with the file's header, then reads, converts,
                          checks and assigns one tensor after the other
+    refill               the same over weights that are there
 
 So a model takes its own size and one tensor more, and what is no model of this kind is refused
 before anything of it is read. The file is mapped into memory, nothing in the model points to it
@@ -90,6 +91,23 @@ def fill(
     for owner in module.modules():
         for attribute, buffer in owner._buffers.items():
             owner._buffers[attribute] = None if buffer is None else buffer.to(device)
+
+
+@torch.no_grad()
+def refill(module: nn.Module, path: Path) -> None:
+    """Writes a file's weights over those that a filled module has, where they lie, in their
+    precision: what was compiled or captured over them goes on with the new ones.
+
+    Raises:
+        CheckpointError: as `fill`; some of the weights may be new by then.
+    """
+    own = dict(module.named_parameters())
+    with opened(path) as file:
+        there = set(file.keys())
+        check_names(own, _shapes(file), path.name)
+        for name, parameter in own.items():
+            parameter.copy_(read(file, name, path.name, there))
+            check_finite(parameter, name, path.name)
 
 
 @contextmanager
