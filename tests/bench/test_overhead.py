@@ -1,6 +1,8 @@
 """Both ways make the same frames, and the figures are of what was measured."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
@@ -34,6 +36,18 @@ def test_pairs_are_compared() -> None:
 def test_other_frames_are_told_and_little_is_enough() -> None:
     found = compared([(turn(10.0, 1.0), turn(10.3, 1.0, frames="g"))], [{"post": 0.1}])
     assert found["met"] and not found["equal"]
+
+
+def test_a_job_is_made_as_long_as_asked_for() -> None:
+    class Clockwork:
+        engine = SimpleNamespace(preset=SimpleNamespace(limits=SimpleNamespace(max_steps=200)))
+
+        def turn(self, seed: int, steps: int) -> Turn:
+            return turn(0.5 + steps / 8, 0.0)
+
+    bare = cast(overhead.Bare, Clockwork())
+    assert overhead.steps_of(15.5, bare) == 120
+    assert (overhead.steps_of(99, bare), overhead.steps_of(0, bare)) == (200, 1)
 
 
 @pytest.mark.slow
