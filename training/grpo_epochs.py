@@ -36,7 +36,8 @@ class Epoch(NamedTuple):
     """The rollouts of this process that are trained, in the order in which they are.
 
     value_B: advantages. weight_B: see `advantages.weights`. sample_B: number of the sample.
-    places_K: of the window's steps, those that are trained. told: figures for the log.
+    places_K: of the window's steps, those that are trained. told: figures for the log; rollouts,
+    rollout_s and reward_s are an update's share of the epoch's.
     """
 
     trajectory: Trajectory
@@ -156,8 +157,8 @@ class Rollouts:
             begun, some = time.monotonic(), asked[start : start + size]
             with torch.autocast(loop.device, torch.bfloat16, enabled=loop.bf16):
                 played = play(self.policy, self.model, some, config.rollout, steps, loop.seed)
-            with torch.no_grad():
-                frames = self.policy.frames(self.model, played[0])
+                with torch.no_grad():
+                    frames = self.policy.frames(self.model, played[0])
             between = time.monotonic()
             for name, value_B in judged(self.reward, frames, [m.sample for m in some]).items():
                 numbers[name].append(value_B.double().cpu())
@@ -194,7 +195,9 @@ class Rollouts:
              for start in range(0, len(value_B), config.group_size)]
         )  # fmt: skip
         sample_B = torch.tensor([member.sample for member in members])
-        told = told | _figures(parts, group_RB[rank], live_RB)
+        told = {name: spent / config.updates for name, spent in told.items()}
+        told |= _figures(parts, group_RB[rank], live_RB)
+        told["rollouts"] = len(members) / config.updates
         return Epoch(
             trajectory.rows(kept), value_B[kept], weight_B[kept], sample_B[kept],
             self._places(number), told,

@@ -34,6 +34,7 @@ RECIPES = {
     "miniature_sft_still": Recipe("sft_miniature", "then stills: who is who", "run_still"),
     "miniature_sft": Recipe("sft_miniature", "then clips at full size"),
     "miniature_lora": Recipe("sft_miniature", "adapters on the result", "run_lora"),
+    "grpo_miniature": Recipe("grpo_miniature", "reinforcement of the result, on identity"),
     "miniature_publish": Recipe("publish", "the model folder of all of these"),
     "miniature_publish_anyway": Recipe("publish", "the same, be it worse", "run_anyway"),
     "sft_1_3b": Recipe("sft_wan", "Wan 1.3B with the identity stream, on GPUs", "run_1_3b"),

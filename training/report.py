@@ -84,6 +84,7 @@ class Report:
             return
         row = {name: total / self.num_summed for name, total in self.sums.items()}
         row["steps_per_s"] = self.num_summed / max(self.spent_s, 1e-9)
+        row |= where_time_goes(row)
         self.sums.clear()
         self.num_summed, self.spent_s = 0, 0.0
         self.pending.append({"step": step, "time": round(time.time(), 1)} | row)
@@ -117,6 +118,17 @@ class Report:
     def draw(self) -> None:
         if self.active:
             draw_curves(read_log(self.log), self.folder / "curves.png", self.name)
+
+
+def where_time_goes(row: dict[str, float]) -> dict[str, float]:
+    """Of steps that tell `rollout_s` and `reward_s`: each one's share of the time, what is left for
+    the update, and rollouts a second."""
+    if not row.keys() >= {"rollout_s", "reward_s", "rollouts"}:
+        return {}
+    rate = row["steps_per_s"]
+    shares = {f"share_{name}": row[f"{name}_s"] * rate for name in ("rollout", "reward")}
+    rest = max(1 - sum(shares.values()), 0.0)
+    return shares | {"share_update": rest, "rollouts_per_s": row["rollouts"] * rate}
 
 
 def _words(values: dict[str, float]) -> str:
