@@ -93,7 +93,7 @@ class HeldOut:
 
     def _of(self, cases: Sequence[Case], videos_KB: Sequence[NDArray[np.uint8]]) -> Rows:
         scores_KB = [
-            [evaluate.judge(self.tools, case, frames) for case, frames in zip(cases, row, strict=True)]
+            [evaluate.judge(self.tools, *each) for each in zip(cases, row, strict=True)]
             for row in videos_KB
         ]
         tasks = [self._task(case) for case in cases]
