@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 from PIL import Image, UnidentifiedImageError
 
@@ -312,6 +311,8 @@ def read_edit(
     video: "Video", strength: float | None, mask: Path | None, spec: Spec
 ) -> "Edit":
     """The video and mask at the spec's size. Raises SpecError."""
+    import numpy as np
+
     from engine.edit import Edit, fitted
 
     marked = None
