@@ -3,12 +3,14 @@
     Spec, References ─ Encoder ─▶ Encoded ─ to_bytes ─▶ … ─ from_bytes ─▶ Engine.generate(encoded=)
 
 With `Runtime.encoders` = "remote" an Engine loads neither text encoder nor VLM (26 GB in bf16 for
-the published ones) and is handed what an Encoder with the same weights has made. In fp32 on the
+the published ones) and is handed what an Encoder of the same files has made. In fp32 on the
 same kind of processor the video is the same, bit for bit.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -36,7 +38,7 @@ from engine.spec import Reference, Span, Spec, clean, text_of
 
 
 class Encoder:
-    """Text encoder, VLM and VAE with the cache. `digest` names the weights; it is part of every
+    """Text encoder, VLM and VAE with the cache. `digest` names their weights; it is part of every
     cache key."""
 
     def __init__(
@@ -69,7 +71,7 @@ class Encoder:
             preset = manifest.resolve()
             folders.require(manifest, needed_files(preset))
             encoders = load_encoders(view, preset, runtime, place)
-        return cls(encoders, preset, manifest.digest(), cache)
+        return cls(encoders, preset, digest_of(manifest), cache)
 
     def encode(
         self, spec: Spec, references: Sequence[Reference], scope: str = "", owner: str = ""
@@ -116,6 +118,15 @@ def by_name(spec: Spec, references: Sequence[Reference]) -> dict[str, Reference]
     if len(found) != len(references) or set(found) != set(spec.names):
         raise SpecError("subjects", "there must be one picture for each name, and no other")
     return found
+
+
+def digest_of(manifest: folders.Manifest) -> str:
+    """What names a model's encoders: sha256, in hex, of their files' digests and all configs.
+    Models that differ in the transformer alone have the same, and may share encodings."""
+    names = set(needed_files(manifest.resolve())) - {folders.DIT}
+    told = {name: manifest.files.get(name) for name in names}
+    content = json.dumps([manifest.preset, manifest.configs, told], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def needed_files(preset: Preset) -> tuple[str, ...]:

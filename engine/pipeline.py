@@ -26,7 +26,7 @@ from engine.cache import EncodingCache
 from engine.compile import velocity_of
 from engine.dit import WanDiT
 from engine.edit import Edit
-from engine.encoder import Encoder, by_name, needed_files
+from engine.encoder import Encoder, by_name, digest_of, needed_files
 from engine.encodings import Encoded, Encoders, EncodingsBatch, stack
 from engine.errors import BackendError
 from engine.loading import load_models
@@ -65,7 +65,7 @@ OnState = Callable[[DenoiseState], None]
 
 
 class Engine:
-    """A DiT with its encoders. `digest` names the weights; it is part of every cache key.
+    """A DiT with its encoders. `digest` names the weights of all.
 
     The modules stay where they are and as they are; `load` places them. device: where the DiT
     computes; None: where its weights lie.
@@ -126,7 +126,7 @@ class Engine:
             dit, encoders = load_models(view, preset, runtime, place)
         digest, how = manifest.digest(), (runtime.compile, place.device, team)
         engine = cls(dit, encoders, preset, digest, cache, *how)
-        engine.files = dict(manifest.files)
+        engine.files, engine.encoder.digest = dict(manifest.files), digest_of(manifest)
         if runtime.offload == "group":
             engine.velocity = grouped(dit, place.device)
         # Last, so that a load that fails leaves the engine that serves as it is.

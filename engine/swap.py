@@ -8,7 +8,7 @@ other, so that the peak is the weights and one file.
 
 Whether it makes the publisher's pictures afterwards, `engine.golden` tells.
 
-What stands beside the transformer stays, and must be the same files.
+What stands beside the transformer stays, and must be the same files; so encodings stay right, too.
 """
 
 from __future__ import annotations
@@ -75,13 +75,12 @@ def take(engine: Engine, found: folders.Held) -> None:
     refill(engine.dit, found.view / DIT)
     found.require_unchanged()
     engine.files = dict(found.manifest.files)
-    engine.encoder.cache.drop()
     rename(engine, found.manifest.digest())
 
 
 def rename(engine: Engine, digest: str) -> None:
     """What its weights are called from now on; empty: nothing, it must not be used."""
-    engine.digest = engine.encoder.digest = digest
+    engine.digest = digest
 
 
 def _check_kind(engine: Engine, manifest: folders.Manifest) -> None:

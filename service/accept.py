@@ -35,7 +35,7 @@ from service.form import Raw, fetched
 from service.jobs import Quota, Terms
 from service.limits import Standing, standing_of
 from service.refs import home, new_id, ref_of
-from service.roster import WorkerState, tiers_of
+from service.roster import WorkerState, models_of, tiers_of
 from service.schemas import CreateVideo, Video
 from service.traces import carried
 from service.webhooks import check_webhook_url
@@ -73,6 +73,7 @@ class Order:
     wish: Wish
     bound: list[Bound]
     terms: Terms
+    model: str = ""  # an adapter's name; empty: none
     source: Callable[[str], tuple[Spec, dict[str, Any]]] | None = None
 
 
@@ -88,7 +89,8 @@ async def accept(
         ServiceError: the store or the ledger refused; what was stored is removed.
         LedgerDown: nobody knows whether there is a job now; sending it again tells.
     """
-    if raw.pictures or not raw.fields.keys().isdisjoint(LOOKED_UP):
+    named = raw.fields.get("model") not in (None, house.preset.name)
+    if named or raw.pictures or not raw.fields.keys().isdisjoint(LOOKED_UP):
         order = await run_in_threadpool(order_of, raw, headers, caller, house)
     else:
         order = order_of(raw, headers, caller, house)
@@ -197,9 +199,20 @@ def order_of(raw: Raw, headers: Mapping[str, str], caller: Caller, house: House)
         raise RequestError("video: begin with a video by POST /v1/videos/edits.", "video")
     body = CreateVideo.parse(raw.fields)
     bound = bound_of(body, raw, caller, house)
-    spec = body.to_spec(house.preset, tuple(one.name for one in bound))
+    model, spec = named_model(body, bound, house)
     terms = full_terms(body, spec, raw, headers, house)
-    return Order(spec, body.to_wish(len(bound)), bound, terms)
+    return Order(spec, body.to_wish(len(bound)), bound, terms, model)
+
+
+def named_model(body: CreateVideo, bound: Sequence[Bound], house: House) -> tuple[str, Spec]:
+    """The adapter that a body names, empty where it names none, and its spec.
+
+    Raises RequestError; a name that no worker serves is one that is not known.
+    """
+    plain = body.model in (None, house.preset.name)
+    served = () if plain else models_of(house.roster.recall() or house.roster.present())
+    spec = body.to_spec(house.preset, tuple(one.name for one in bound), served)
+    return "" if plain else str(body.model), spec
 
 
 def bound_of(body: CreateVideo, raw: Raw, caller: Caller, house: House) -> list[Bound]:
@@ -281,14 +294,14 @@ def _request(
     references: Sequence[dict[str, str]] = (),
     more: Sequence[dict[str, str]] = (),
 ) -> dict[str, Any]:
-    wish, name = order.wish, house.preset.name
+    wish, preset = order.wish, house.preset.name
     return {
         "spec": order.spec.to_json(),
         "wish": {"n": wish.n, "min_identity": wish.min_identity, "max_reseeds": wish.max_reseeds},
-        "model": name,
+        "model": order.model or preset,
         "references": [*references],
         "more": [*more],
-        "warnings": views.warnings_for(order.spec, name),
+        "warnings": views.warnings_for(order.spec, preset),
     }
 
 

@@ -18,7 +18,7 @@ ABSENT = {
     "flow_shift": "the schedule's shift belongs to the model here",
     "guidance_scale_2": "there is one model here, not one for each half of the steps",
     "boundary_ratio": "there is one model here, not one for each half of the steps",
-    "lora": "adapters are merged when a model folder is made (`troupe convert`)",
+    "lora": "published adapters are models of their own here: name one as `model`",
 }
 
 

@@ -6,7 +6,7 @@
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import redis
@@ -25,6 +25,8 @@ class WorkerState:
     with the role "encode" has made.
     `tiers`: of `engine.tiers`, those that it serves; none while that is not known.
     `message` says why it is unhealthy; `digest` is its checkpoint's; `job` the ref in hand.
+    `encoders`: what its encoders are called (`engine.encoder.digest_of`); a worker that only
+    encodes has no other digest. `models`: digests of adapters that requests may name, by name.
     `runtime`: see `engine.runtime`; empty where it is left to the machine.
     """
 
@@ -37,6 +39,8 @@ class WorkerState:
     role: str = "generate"
     tiers: tuple[str, ...] = ()
     runtime: str = ""
+    encoders: str = ""
+    models: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, text: str) -> "WorkerState":
@@ -59,6 +63,15 @@ def tiers_of(workers: Sequence[WorkerState], known: tuple[str, ...]) -> tuple[st
     """Of the known tiers those that some worker serves; all of them while none has said which."""
     said = [worker.tiers for worker in workers if worker.tiers]
     return tuple(tier for tier in known if not said or any(tier in tiers for tiers in said))
+
+
+def models_of(workers: Sequence[WorkerState]) -> dict[str, set[str]]:
+    """Adapters that some worker serves, by name: their digests, several while one is replaced."""
+    found: dict[str, set[str]] = {}
+    for worker in workers:
+        for name, digest in worker.models.items() if worker.healthy else ():
+            found.setdefault(name, set()).add(digest)
+    return found
 
 
 class Roster:

@@ -7,6 +7,7 @@ import math
 import re
 import secrets
 import unicodedata
+from collections.abc import Collection
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -108,7 +109,7 @@ class CreateVideo(Closed):
     steps: Whole | None = Field(None, description="Denoising steps")
     guidance: Annotated[GuidanceIn | None, BeforeValidator(_scale_or_object)] = None
     negative_prompt: Text | None = None
-    model: str | None = None
+    model: str | None = Field(None, description="Of GET /v1/models; default: the first")
     solver: Literal["euler", "unipc"] | None = None
     tier: Literal["exact", "fast"] | None = Field(
         None, description="fast: similar steps are skipped, at a loss; default: exact"
@@ -128,15 +129,18 @@ class CreateVideo(Closed):
         """Raises RequestError for the first field that is wrong, by name."""
         return super().parse(translated(fields))
 
-    def to_spec(self, preset: Preset, names: tuple[str, ...]) -> Spec:
-        """The validated Spec.
+    def to_spec(
+        self, preset: Preset, names: tuple[str, ...], models: Collection[str] = ()
+    ) -> Spec:
+        """The validated Spec. models: adapters that are served besides the preset's own model.
 
         Raises:
             RequestError: a value that this model cannot serve, by the name it had on the wire.
         """
-        if self.model not in {None, preset.name}:
+        if self.model not in {None, preset.name, *models}:
+            served = ", ".join(map(repr, (preset.name, *sorted(models))))
             raise RequestError(
-                f"model: {self.model!r:.80} is not served here; use {preset.name!r}.",
+                f"model: {self.model!r:.80} is not served here; use {served}.",
                 param="model",
                 code="model_not_found",
             )

@@ -16,7 +16,7 @@ from typing import Any
 from engine.errors import SpecError
 from engine.presets import Limits
 from engine.spec import Spec
-from service.accept import Order, bound_of, full_terms
+from service.accept import Order, bound_of, full_terms, named_model
 from service.auth import Caller
 from service.binding import Bound, calls
 from service.blobs import get
@@ -85,10 +85,9 @@ def remix(
     body = EditVideo.parse(raw.fields)
     if body.video is not None or raw.film is not None:
         raise RequestError("video: is the one whose id is in the path; leave it out.", "video")
-    assert film.spec is not None
-    as_before = {
-        name: value for name, value in _fields(film.spec).items() if getattr(body, name) is None
-    }
+    assert film.spec is not None and film.job is not None
+    fields = {"model": film.job.request["model"], **_fields(film.spec)}
+    as_before = {name: value for name, value in fields.items() if getattr(body, name) is None}
     body = body.model_copy(update=as_before)
     return _edit(body, film, REMIX_STRENGTH, (raw, headers, caller, house))
 
@@ -165,7 +164,7 @@ def _order(body: EditVideo, film: Film, asked: Asked) -> tuple[Order, Plan]:
     bound = bound_of(body, raw, caller, house)
     if not bound and film.job is not None:
         bound = _cast(body.prompt, film.job)
-    spec = body.to_spec(house.preset, tuple(one.name for one in bound))
+    model, spec = named_model(body, bound, house)
     terms = full_terms(body, spec, raw, headers, house)
     limits = house.preset.limits
     plan = Plan(
@@ -177,7 +176,7 @@ def _order(body: EditVideo, film: Film, asked: Asked) -> tuple[Order, Plan]:
         low=limits.min_side,
         high=limits.max_side,
     )
-    return Order(spec, body.to_wish(len(bound)), bound, terms), plan
+    return Order(spec, body.to_wish(len(bound)), bound, terms, model), plan
 
 
 def _film(body: EditVideo, raw: Raw, caller: Caller, house: House) -> Film:

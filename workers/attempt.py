@@ -168,7 +168,7 @@ class Attempt:
         if self.place.runtime.encoders != "remote":
             return make(spec, references, work.on_progress, scope, **about)
         try:
-            encoded = encodings_of(ref, self.place, self.engine.digest, work.hear)
+            encoded = encodings_of(ref, self.place, self.place.encoders, work.hear)
             return make(spec, references, work.on_progress, scope, encoded=encoded, **about)
         finally:
             forget(ref, self.place)

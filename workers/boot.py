@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery.signals import worker_process_init, worker_process_shutdown, worker_shutting_down
 
-from engine.errors import BackendError, TroupeError
+from engine.errors import BackendError, SpecError, TroupeError
 from engine.registry import Address
 from engine.runtime import STANDARD, Runtime
 from engine.spec import Spec
@@ -161,14 +161,26 @@ class Station:
             log.exception("cannot serve %s", folder)
         self.announce()
 
-    def fit(self, ref: str = "") -> bool:
+    def fit(self, ref: str = "", model: str = "") -> bool:
         """Load the weights that a job is for, see `workers.reload`; called with `using` held.
-        False: there is no engine any more, and it is loaded anew."""
-        if self.reload is None or self.engine is None:
-            return self.engine is not None
+        False: there is no engine any more, and it is loaded anew.
+
+        Args:
+            model: the name that the job asks for; the preset's own: any.
+
+        Raises:
+            SpecError, CheckpointError: as `Reload.fit`.
+        """
+        if self.engine is None:
+            return False
+        model = "" if model == self.engine.preset.name else model
+        if self.reload is None:
+            if model:
+                raise SpecError("model", f"{model} is not served here")
+            return True
         before = self.engine.digest
         try:
-            self.reload.fit(self.engine, ref)
+            self.reload.fit(self.engine, ref, model)
         except BackendError as error:
             self.engine, self._message = None, str(error)
         if self.engine is None or self.engine.digest != before:
@@ -196,12 +208,20 @@ class Station:
             "unhealthy" if refusal else "busy" if self._job else "idle",
             refusal or (self.reload.message if self.reload else ""),
             preset=model.preset.name,
-            digest=model.digest,
+            digest=self.engine.digest if self.engine else "",
             job=self._job,
             role=self.role,
             tiers=self.engine.tiers if self.engine else (),
             runtime=self.settings.runtime,
+            encoders=self.encoders,
+            models=self.reload.named if self.reload else {},
         )
+
+    @property
+    def encoders(self) -> str:
+        """What its encoders, or those whose encodings it needs, are called; empty without any."""
+        model: Any = self.encoder or self.engine
+        return "" if model is None else str(getattr(model, "encoder", model).digest)
 
     def seal(self, video_id: str, spec: Spec, subjects: Sequence[str]) -> "Seal":
         """What marks and signs a video of this worker's model. subjects: digests of pictures."""
@@ -224,7 +244,7 @@ class Station:
 
     def other_encoders(self, digest: str) -> str:
         """Digests of the workers that encode, where there are some and none has these weights."""
-        found = {w.digest for w in self._roster.present() if not w.makes_videos and w.healthy}
+        found = {w.encoders for w in self._roster.present() if not w.makes_videos and w.healthy}
         return "" if digest in found else ", ".join(sorted(found))
 
     def ring_encoder(self, ref: str) -> None:

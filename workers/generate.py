@@ -98,7 +98,7 @@ def carry_out(claim: Claim, place: Station, engine: "Engine") -> str:
     work = Work(claim, place)
     try:
         with work.leased():
-            if not place.fit(claim.ref):
+            if not place.fit(claim.ref, claim.request.get("model", "")):
                 work.stopped = "leave"
                 raise Cancelled("no engine")
             traces.note(model_digest=engine.digest)

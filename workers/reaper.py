@@ -82,8 +82,8 @@ class Reaper:
     def _ring_ahead(self, present: Sequence[WorkerState]) -> None:
         """As many jobs are encoded ahead as workers will need it: no card waits, and the queue's
         encodings do not pile up."""
-        idle = {w.digest for w in present if not w.makes_videos and w.state == "idle"}
-        in_need = sum(w.role == "denoise" and w.digest in idle for w in present)
+        idle = {w.encoders for w in present if not w.makes_videos and w.state == "idle"}
+        in_need = sum(w.role == "denoise" and w.encoders in idle for w in present)
         for ref in self._ledger.head(in_need):
             if self._exchange.may_ring(ref):
                 self._ring_encoder(ref)

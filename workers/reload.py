@@ -6,6 +6,9 @@ between two.
     fit     with a job in hand, before its first step: the model that this job is for, by its id;
             where that is not the one loaded, weights are exchanged, and the first time tried out
 
+A channel besides those two that leads to an adapter is a model that requests may name: all such
+are followed too, and lie ready (`engine.resident`), so that from one to another takes no disk.
+
 A model that cannot be used is put in quarantine for all workers, with the reason, and the weights
 that served go on. So does a canary that fails more jobs than the channel's own model, or keeps
 characters less far. A store that does not answer is no model's fault: it is asked again.
@@ -19,9 +22,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.channels import CANARY, NAME
-from engine.errors import BackendError, CheckpointError, RegistryError, TroupeError
-from engine.registry import SHORTEST, Address
+from engine.channels import CANARY, NAME, STABLE
+from engine.errors import BackendError, CheckpointError, RegistryError, SpecError, TroupeError
+from engine.registry import SHORTEST, Address, Registry, base_of
 from service.errors import LedgerDown
 from service.fleet import Fleet
 from workers.tidy import tidy
@@ -29,6 +32,7 @@ from workers.tidy import tidy
 if TYPE_CHECKING:
     from engine.folders import Held, Manifest
     from engine.pipeline import Engine
+    from engine.resident import Resident
 
 log = logging.getLogger(__name__)
 LOOK_EVERY_S = 2.0
@@ -78,11 +82,15 @@ class Reload:
         self._stable: Ready | None = None
         self._canary: Ready | None = None
         self._share = 0.0  # of the jobs, the canary's
+        self._named: dict[str, Ready] = {}  # adapters, by their channel's name
+        self._is_adapter: dict[str, bool] = {}  # by digest
+        self._resident: Resident | None = None
         self._served: Ready | None = None  # what was loaded last, and served
         self._kept: dict[str, Ready] = {}  # the last few, the latest last
         self._tried: set[str] = set()
         self._refused: dict[str, str] = {}
         self._lock = threading.RLock()
+        self._rounding = threading.Lock()
 
     def first(self) -> Path:
         """The folder to begin with: the channel's model, or the latest before it that is not in
@@ -104,13 +112,22 @@ class Reload:
                 return ready.folder
         raise RegistryError(f"every model of {ref} is in quarantine: {self._refused[led[0]]}")
 
+    @property
+    def named(self) -> dict[str, str]:
+        """Digests of what requests may name, by its name."""
+        return {name: ready.digest for name, ready in sorted(self._named.items())}
+
     def round(self, engine: "Engine | None") -> None:
         """One look at the channels. Whatever goes wrong, the next one tries again."""
-        if not _is_channel(self._address.ref):
-            return
+        if _is_channel(self._address.ref):
+            with self._rounding:
+                self._look(engine)
+
+    def _look(self, engine: "Engine | None") -> None:
         try:
             self._learn()
-            channels = self._address.open().channels
+            registry = self._address.open()
+            channels = registry.channels
             stable = channels.read(self._address.ref)
             canary = channels.read(CANARY) if self._address.ref != CANARY else None
             self.message = self._refused.get(stable.digest, "")
@@ -122,20 +139,28 @@ class Reload:
             with self._lock:
                 self._canary, self._share = ready, canary.share if canary else 0.0
             self._judge()
+            self._look_for_named(registry, engine)
             tidy(self._cache, [one.folder for one in self._kept.values()])
         except (RegistryError, LedgerDown, OSError) as error:
             self.message = str(error)
             log.warning("channels not seen: %s", error)
 
-    def fit(self, engine: "Engine", ref: str = "") -> None:
+    def fit(self, engine: "Engine", ref: str = "", model: str = "") -> None:
         """Load what a job is for, unless that is loaded. Without a job: the channel's own.
 
+        Args:
+            model: the name that the job asks for; empty: none.
+
         Raises:
+            SpecError: nothing of that name is served.
+            CheckpointError: what has that name cannot be loaded; the next try may find another.
             BackendError: neither the new weights nor those before could be loaded: the engine must
                 not be used any more.
         """
+        if model and model not in self._named:
+            self.round(engine)  # it may be new
         with self._lock:
-            wanted = self._for(ref)
+            wanted = self._named_for(model) if model else self._for(ref)
         if wanted is None or wanted.weights == engine.digest:
             self._served = wanted or self._served
             return
@@ -147,12 +172,18 @@ class Reload:
             log.exception("%s is not served", wanted.digest)
             self._refuse(wanted.digest, str(error) or type(error).__name__)
         self._restore(engine)
+        if model:  # other weights than these would be another answer than was asked for
+            raise CheckpointError(f"{model}: {self.message}")
 
     def _exchange(self, engine: "Engine", wanted: Ready) -> None:
         from engine import golden
 
         began = time.monotonic()
-        wanted.take(engine)
+        ready = self._resident
+        if ready is not None and engine.digest in ready and wanted.weights in ready:
+            ready.take(engine, wanted.weights)
+        else:
+            wanted.take(engine)
         took_s = time.monotonic() - began
         if wanted.digest not in self._tried:
             golden.check(engine, wanted.manifest.evaluation)
@@ -189,6 +220,59 @@ class Reload:
             return canary
         return self._stable
 
+    def _named_for(self, model: str) -> Ready:
+        found = self._named.get(model)
+        if found is None or found.digest in self._refused:
+            why = "in quarantine" if found else "not served here, or not any more"
+            raise SpecError("model", f"{model} is {why}")
+        return found
+
+    def _look_for_named(self, registry: Registry, engine: "Engine | None") -> None:
+        """Adapters of all other channels. One that cannot be had leaves the one before it."""
+        found: dict[str, Ready] = {}
+        for name in registry.channels.names():
+            if name in {self._address.ref, STABLE, CANARY}:
+                continue
+            digest = registry.channels.read(name).digest
+            if digest and self._is_adapter.get(digest, True):
+                ready = self._adapter(registry, digest, engine) or self._named.get(name)
+                found |= {name: ready} if ready else {}
+        with self._lock:
+            self._named = found
+        if engine is not None:
+            self._lay_ready(engine)
+
+    def _adapter(
+        self, registry: Registry, digest: str, engine: "Engine | None"
+    ) -> Ready | None:
+        """None for a whole model, too: its channel is for other workers."""
+        if digest in self._refused:
+            return None
+        try:
+            if digest not in self._is_adapter:
+                self._is_adapter[digest] = base_of(registry.manifest(digest)) is not None
+        except (CheckpointError, RegistryError) as error:
+            log.warning("%s is not looked at: %s", digest, error)
+            return None
+        return self._prepared(digest, engine) if self._is_adapter[digest] else None
+
+    def _lay_ready(self, engine: "Engine") -> None:
+        """Of the adapters those whose base is what the channel leads to."""
+        from engine.resident import Resident
+
+        base = self._stable
+        if base is None or base.held is None or not self._named:
+            self._resident = None
+            return
+        if self._resident is None or self._resident.base != base.weights:
+            self._resident = Resident(base.held)
+        for one in self._named.values():
+            merged = one.manifest.lineage.get("merged", {})
+            fits = merged.get("base") == base.digest and one.weights not in self._resident
+            if fits and one.held is not None:
+                self._resident.add(engine, one.held)
+        self._resident.keep({one.weights for one in self._named.values()})
+
     def _prepared(self, digest: str, engine: "Engine | None") -> Ready | None:
         """A model that `fit` may load; None where there is none, or it must not be."""
         if not digest or digest in self._refused:
@@ -212,7 +296,8 @@ class Reload:
         with self._lock:
             self._kept.pop(ready.digest, None)
             self._kept[ready.digest] = ready
-            in_use = {id(one) for one in (self._stable, self._canary, self._served)}
+            serving = (self._stable, self._canary, self._served, *self._named.values())
+            in_use = {id(one) for one in serving}
             old = [one for one in self._kept.values() if id(one) not in in_use][:-1]
             for one in old[: max(len(self._kept) - KEPT, 0)]:
                 self._kept.pop(one.digest).close()

@@ -6,19 +6,20 @@ from typing import Any
 from fastapi import APIRouter
 
 from service.deps import Reader, TheHouse
-from service.roster import tiers_of
+from service.roster import models_of, tiers_of
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
 
 @router.get("")
 def models(caller: Reader, house: TheHouse) -> dict[str, Any]:
-    """The preset with its limits and defaults, and the digests that live workers have loaded.
+    """The preset with its limits and defaults, and the digests that live workers have loaded; then
+    the adapters that they serve, each a model of the same limits by its own name.
 
     Among the limits are only those tiers that a live worker serves, once one has said which.
     """
     preset, workers = house.preset, house.roster.present()
-    digests = {worker.digest for worker in workers if worker.healthy}
+    digests = {worker.digest for worker in workers if worker.healthy and worker.digest}
     tiers = tiers_of(workers, preset.limits.tiers)
     model = {
         "id": preset.name,
@@ -29,4 +30,8 @@ def models(caller: Reader, house: TheHouse) -> dict[str, Any]:
         "defaults": asdict(preset.defaults),
         "digests": sorted(digests),
     }
-    return {"object": "list", "data": [model]}
+    adapters = [
+        model | {"id": name, "parent": preset.name, "digests": sorted(found)}
+        for name, found in sorted(models_of(workers).items())
+    ]
+    return {"object": "list", "data": [model, *adapters]}

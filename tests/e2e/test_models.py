@@ -6,6 +6,7 @@ Gateway, worker and reaper are processes, the model is the shipped miniature, th
 """
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,17 +60,22 @@ class Traffic:
         """That of the video that ended last."""
         return str(self.videos[-1]["model_digest"]) if self.videos else ""
 
-    def _ask(self, seed: int) -> None:
+    def made(self, seed: int, model: str = "miniature") -> dict[str, Any]:
+        """One video, as it ended."""
         size = f"{SMALL['width']}x{SMALL['height']}"
         asked = {"prompt": PROMPT, "seed": seed, "size": size, "steps": 2, "num_frames": 5}
+        url = f"{self._service.url}/v1/videos"
+        answer = httpx.post(url, json=asked | {"model": model}, timeout=60)
+        assert answer.status_code == 202, answer.text
+        video: dict[str, Any] = answer.json()
+        while not ended(video):
+            time.sleep(0.1)
+            video = get(self._service, video["id"])
+        return video
+
+    def _ask(self, seed: int) -> None:
         while not self._enough.is_set():
-            answer = httpx.post(f"{self._service.url}/v1/videos", json=asked, timeout=60)
-            assert answer.status_code == 202, answer.text
-            video = answer.json()
-            while not ended(video):
-                self._enough.wait(0.1)
-                video = get(self._service, video["id"])
-            self.videos.append(video)
+            self.videos.append(self.made(seed))
 
 
 @pytest.fixture
@@ -137,6 +143,10 @@ def test_from_training_to_traffic_and_back(service: Service, tmp_path: Path) -> 
         models(tmp_path, "rollback")
         seen = len(traffic.videos)
         wait_for(lambda: digests(traffic.videos[seen:])[-4:] == [first] * 4)
+        # Beside the base, for those who ask for it.
+        models(tmp_path, "promote", second, "--channel", "bright")
+        wait_for(lambda: "bright" in offered(service))
+        traffic.videos += [traffic.made(seed, "bright") for seed in SEEDS]
     finally:
         traffic.finish()
     assert read_manifest(adapter).evaluation["golden"]
@@ -146,7 +156,15 @@ def test_from_training_to_traffic_and_back(service: Service, tmp_path: Path) -> 
     seen_frames = {
         (video["model_digest"], video["seed"], video["frames_sha256"]) for video in traffic.videos
     }
+    assert {video["model_digest"] for video in traffic.videos if video["model"] == "bright"} == {
+        merged
+    }
     assert seen_frames == made_alone(SHIPPED) | made_alone(tmp_path / "whole")
+
+
+def offered(service: Service) -> list[str]:
+    answer = httpx.get(f"{service.url}/v1/models", timeout=60).json()
+    return [one["id"] for one in answer["data"]]
 
 
 def digests(videos: list[dict[str, Any]]) -> list[str]:

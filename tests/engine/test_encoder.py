@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import load, save
 
 from engine import loading
-from engine.encoder import Encoder, from_bytes, to_bytes
+from engine.encoder import Encoder, digest_of, from_bytes, to_bytes
 from engine.encodings import Encoded
 from engine.errors import BackendError, CheckpointError, SpecError
+from engine.folders import DIT, read_manifest
 from engine.pipeline import Engine
 from engine.runtime import Runtime
 from tests.engine.conftest import alter, picture
@@ -37,7 +38,7 @@ def encoder(loud_model) -> Encoder:
 def test_a_video_from_encodings_made_elsewhere_is_the_same(loud_model, encoder):
     here, there = (Engine.load(loud_model, runtime=r) for r in (Runtime(device="cpu"), REMOTE))
     assert (there.encoders.text, there.encoders.vlm) == (None, None)
-    assert there.digest == encoder.digest
+    assert there.encoder.digest == here.encoder.digest == encoder.digest != here.digest
     spec, cast = asked(here)
     encoded = from_bytes(to_bytes(encoder.encode(spec, cast)))
     wanted = here.generate(spec, cast)
@@ -156,3 +157,14 @@ def test_pictures_must_fit_the_names(encoder):
     spec, _ = asked(encoder)
     with pytest.raises(SpecError, match="one picture for each name"):
         encoder.encode(spec, [picture("anna")])
+
+
+def test_models_that_differ_in_the_transformer_share_encodings(loud_model: Path) -> None:
+    manifest = read_manifest(loud_model)
+    own = digest_of(manifest)
+    for name in manifest.files:
+        changed = replace(manifest, files={**manifest.files, name: "0" * 64})
+        assert (digest_of(changed) == own) == (name == DIT), name
+    assert digest_of(replace(manifest, lineage={"step": 2}, evaluation={"x": 1})) == own
+    configs = {**manifest.configs, "limits": {"max_frames": 5}}
+    assert digest_of(replace(manifest, configs=configs)) != own

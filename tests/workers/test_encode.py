@@ -212,7 +212,7 @@ def test_encodings_of_other_weights_or_damaged_ones_are_made_again(
     assert card.rung  # type: ignore[attr-defined]
     card.rung.clear()  # type: ignore[attr-defined]
     roster = Roster(connect(card.settings), card.settings.model_copy(update={"lease_s": 600.0}))
-    roster.announce(WorkerState("e", "idle", digest="old", role="encode"))
+    roster.announce(WorkerState("e", "idle", encoders="old", role="encode"))
     with pytest.raises(EncodingError, match=r"other weights .*old, not another"):
         encodings_of("local/v", card, "another", quietly, limit_s=0.01)
     assert card.rung == []  # type: ignore[attr-defined]  # it would make them in vain

@@ -178,14 +178,14 @@ def test_as_many_are_encoded_ahead_as_workers_will_need_it(
     exchange = Exchange(connect(settings), settings)
     exchange.offer("local/a", Offer(key="k", digest="d"))
     for worker in ("w1", "w2", "w3"):
-        roster.announce(WorkerState(worker, "busy", role="denoise", digest="d"))
+        roster.announce(WorkerState(worker, "busy", role="denoise", encoders="d"))
     reaper.round()
     assert asked == []  # nobody encodes
-    roster.announce(WorkerState("e", "busy", role="encode", digest="d"))
-    roster.announce(WorkerState("f", "idle", role="encode", digest="of another model"))
+    roster.announce(WorkerState("e", "busy", role="encode", encoders="d"))
+    roster.announce(WorkerState("f", "idle", role="encode", encoders="of another model"))
     reaper.round()
     assert asked == []  # nobody who could has the time
-    roster.announce(WorkerState("e", "idle", role="encode", digest="d"))
+    roster.announce(WorkerState("e", "idle", role="encode", encoders="d"))
     reaper.round()
     assert asked == ["local/b", "local/c"]
     roster.announce(WorkerState("w1", "busy"))

@@ -6,15 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save
 
-from engine.folders import verify
+from engine import adapters
+from engine.checkpoint import read_tensors
+from engine.errors import CheckpointError, SpecError
+from engine.folders import DIT, Manifest, read_manifest, save_folder, verify
 from engine.pipeline import Engine
 from engine.registry import Address, Registry
 from engine.stores import FolderStore
 from service.fleet import Fleet
 from service.ledger import connect
 from tests.engine.test_signatures import key_pair
-from tests.engine.test_swap import louder, spoil, variant
+from tests.engine.test_swap import louder, picture, spoil, variant
 from workers.boot import Station
 from workers.reload import KEPT, Ready, Reload, _part
 from workers.settings import Settings
@@ -280,3 +284,88 @@ def test_a_worker_says_which_weights_it_runs(
         assert (station.state.state, "not finite" in station.state.message) == ("idle", True)
     finally:
         station.leave()
+
+
+# --- adapters, by the name of their channel -------------------------------------------------------
+
+
+@pytest.fixture
+def loud(registry: Registry, random_model: Path, tmp_path: Path) -> Path:
+    """A base whose videos show its weights, on the stable channel."""
+    folder = variant(random_model, tmp_path / "loud", louder)
+    registry.channels.move("stable", registry.push(folder))
+    return folder
+
+
+def adapter(registry: Registry, base: Path, target: Path, value: float, **about: object) -> str:
+    """Published; its digest. It has another head."""
+    tensors = {"head.head.weight": read_tensors(base / DIT)["head.head.weight"].float() + value}
+    told = Manifest("miniature", lineage={"base": read_manifest(base).digest()}, **about)
+    save_folder(target, told, {"stream.safetensors": save(tensors)})
+    return registry.push(target)
+
+
+def test_a_job_gets_the_adapter_that_it_names(
+    registry: Registry, loud: Path, reload: Reload, tmp_path: Path
+) -> None:
+    engine = Engine.load(reload.first())
+    base = engine.digest
+    for number, name in enumerate(("anime", "noir"), start=1):
+        digest = adapter(registry, loud, tmp_path / name, 0.1 * number)
+        registry.channels.move(name, digest)
+    registry.channels.move("staging", base)  # a whole model: for other workers
+    reload.round(engine)
+    assert reload.named == {name: registry.find(name) for name in ("anime", "noir")}
+    fresh = {
+        name: Engine.load(adapters.pull(registry, registry.find(name), tmp_path / "fresh"))
+        for name in ("stable", "anime", "noir")
+    }
+    assert len({picture(one).tobytes() for one in fresh.values()}) == 3
+    for name in ("noir", "anime", "stable", "anime", "noir", "stable"):
+        reload.fit(engine, "local/v", "" if name == "stable" else name)
+        assert engine.digest == fresh[name].digest
+        assert (picture(engine) == picture(fresh[name])).all(), name
+    for name in ("staging", "nobody"):
+        with pytest.raises(SpecError, match="not served here"):
+            reload.fit(engine, "local/v", name)
+    assert engine.digest == base
+
+
+def test_a_new_version_of_an_adapter_is_followed_and_a_bad_one_is_not(
+    registry: Registry, loud: Path, reload: Reload, fleet: Fleet, tmp_path: Path
+) -> None:
+    engine = Engine.load(reload.first())
+    one = adapter(registry, loud, tmp_path / "one", 0.1)
+    registry.channels.move("noir", one)
+    reload.fit(engine, "local/v", "noir")  # no round has been yet: it is looked for
+    first = engine.digest
+    two = adapter(registry, loud, tmp_path / "two", 0.2)
+    registry.channels.move("noir", two)
+    reload.round(engine)
+    reload.fit(engine, "local/v", "noir")
+    assert engine.digest not in {first, read_manifest(loud).digest()}
+    second, bad = engine.digest, adapter(registry, loud, tmp_path / "bad", float("nan"))
+    registry.channels.move("noir", bad)
+    reload.round(engine)
+    reload.fit(engine, "local/v", "noir")
+    assert engine.digest == second and "not finite" in fleet.quarantined()[bad].reason
+    assert reload.named == {"noir": two}
+    registry.channels.move("noir", "")
+    reload.round(engine)
+    with pytest.raises(SpecError, match="not served"):
+        reload.fit(engine, "local/v", "noir")
+
+
+def test_who_names_an_adapter_that_cannot_be_loaded_gets_no_other(
+    registry: Registry, loud: Path, reload: Reload, fleet: Fleet, tmp_path: Path
+) -> None:
+    engine = Engine.load(reload.first())
+    wrong = adapter(registry, loud, tmp_path / "a", 0.1, evaluation={"golden": [0.0] * 48})
+    registry.channels.move("noir", wrong)
+    reload.round(engine)
+    before = engine.digest
+    with pytest.raises(CheckpointError, match="noir: .*grey levels from the publisher's"):
+        reload.fit(engine, "local/v", "noir")
+    assert engine.digest == before and wrong in fleet.quarantined()
+    with pytest.raises(SpecError, match="quarantine"):
+        reload.fit(engine, "local/v", "noir")
