@@ -334,10 +334,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.small:
         found = run(SMALL, workers=1, customers=2)
         cost = hot_swap_cost.pause(hot_swap_cost.SHIPPED, times=2, steps=2)
+        cost |= hot_swap_cost.ready(hot_swap_cost.SHIPPED, times=6)
         memory = hot_swap_cost.rss(dim=256, layers=4)
     else:
         found = run(turns(given.publishes), workers=2, customers=3)
         cost = hot_swap_cost.pause(hot_swap_cost.SHIPPED, times=20, steps=4)
+        cost |= hot_swap_cost.ready(hot_swap_cost.SHIPPED, times=60)
         memory = hot_swap_cost.rss(dim=1024, layers=12)
     found |= cost | memory
     found["over"] = over(found)

@@ -2,6 +2,7 @@
 
     pause   seconds that `engine.swap.take` holds the shipped miniature, and the small request that
             follows the first time, in steps of the denoising of a video of the usual size
+    ready   milliseconds from one adapter that lies ready to another, and back to the base
     rss     the most memory while a model is verified, looked at and taken over, of a process of its
             own, as a ratio to its weights and one file of them
 
@@ -16,15 +17,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
+
 from bench import tiny
 from engine import golden, swap
-from engine.folders import DIT
+from engine.adapters import LORA, merge
+from engine.folders import DIT, Manifest, read_manifest, save_folder
 from engine.pipeline import Engine, Progress
+from engine.resident import Resident
 from engine.spec import Spec
+from training import lora
 
 SHIPPED = Path("models/miniature")
 
@@ -69,6 +76,47 @@ def _steps(engine: Engine, spec: Spec) -> list[float]:
 
     engine.generate(spec, (), hear)
     return [then - before for before, then in zip(ends[1:], ends[2:], strict=False)]
+
+
+def ready(folder: Path, times: int, rank: int = 8) -> dict[str, float]:
+    """Of two adapters of this rank on every linear map that `training.lora` adapts."""
+    engine = Engine.load(folder)
+    with TemporaryDirectory(prefix="troupe-ready-") as place, ExitStack() as stack:
+        base = stack.enter_context(swap.checked(engine, folder))
+        resident, digests = Resident(base), [engine.digest]
+        for seed in (1, 2):
+            whole = _merged(folder, Path(place) / str(seed), rank, seed)
+            held = stack.enter_context(swap.checked(engine, whole))
+            resident.add(engine, held)
+            digests.append(held.manifest.digest())
+        took = []
+        for turn in range(times):
+            began = time.monotonic()
+            resident.take(engine, digests[(turn + 1) % 3])
+            took.append(1000 * (time.monotonic() - began))
+        most = resident.num_bytes
+    return {
+        "adapter_ms": round(sorted(took)[times // 2], 2),
+        "adapter_most_ms": round(max(took), 2),
+        "adapters_mb": round(most / 1e6, 1),
+    }
+
+
+def _merged(base: Path, place: Path, rank: int, seed: int) -> Path:
+    """The folder that a random adapter makes."""
+    dit = Engine.load(base).dit
+    torch.manual_seed(seed)
+    lora.add(dit, rank)
+    with torch.no_grad():
+        for name, parameter in dit.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.01)
+    place.mkdir()
+    lora.save(dit, place / "lora.safetensors")
+    about = Manifest("miniature", lineage={"base": read_manifest(base).digest()})
+    save_folder(place / "adapter", about, {LORA: place / "lora.safetensors"})
+    merge(base, place / "adapter", place / "whole")
+    return place / "whole"
 
 
 def rss(dim: int, layers: int) -> dict[str, float]:

@@ -198,29 +198,38 @@ class FolderStore:
             raise RegistryError(f"{self.url} cannot be used: {error}") from error
 
 
+def s3_client(attempts: int) -> Any:
+    """A boto3 client for AWS or, with AWS_ENDPOINT_URL, a clone. Raises ImportError without boto3.
+
+    attempts: of a request that fails, with growing pauses.
+    """
+    import boto3
+    from botocore.config import Config
+
+    # Checksums only where asked for: several S3 clones choke on the newer default.
+    config = Config(
+        signature_version="s3v4",
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        connect_timeout=2,
+        read_timeout=20,
+        retries={"max_attempts": attempts, "mode": "standard"},
+    )
+    # Of its own session: the default one keeps the first credentials that it found.
+    return boto3.Session().client("s3", config=config)
+
+
 class S3Store:
     """Objects in one bucket below one prefix, on AWS or, with AWS_ENDPOINT_URL, on a clone."""
 
     def __init__(self, bucket: str, root: str) -> None:
-        try:
-            import boto3
-            from botocore.config import Config
-        except ImportError as error:
-            raise RegistryError(f"s3://{bucket} needs boto3: {error}") from error
         self._bucket = bucket
         self._root = f"{root}/" if root else ""
         self.url = f"s3://{bucket}/{root}".rstrip("/")
-        # Checksums only where asked for: several S3 clones choke on the newer default.
-        config = Config(
-            signature_version="s3v4",
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-            connect_timeout=2,
-            read_timeout=20,
-            retries={"max_attempts": 4, "mode": "standard"},
-        )
-        # Of its own: the default session keeps the first credentials that it found.
-        self._s3: Any = boto3.Session().client("s3", config=config)
+        try:
+            self._s3 = s3_client(attempts=4)
+        except ImportError as error:
+            raise RegistryError(f"{self.url} needs boto3: {error}") from error
 
     def _at(self, name: str) -> dict[str, str]:
         return {"Bucket": self._bucket, "Key": self._root + name}

@@ -14,13 +14,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
-import boto3
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from engine.stores import s3_client
 from service.errors import BlobError, BlobFull, BlobMissing
 from service.settings import Settings
 
@@ -189,16 +188,7 @@ class S3Blobs:
     def __init__(self, bucket: str, root: str) -> None:
         self._bucket = bucket
         self._root = f"{root}/" if root else ""
-        # Checksums only where asked for: several S3 clones choke on the newer default.
-        config = Config(
-            signature_version="s3v4",
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-            connect_timeout=2,
-            read_timeout=20,
-            retries={"max_attempts": 2, "mode": "standard"},
-        )
-        self._s3: Any = boto3.client("s3", config=config)
+        self._s3 = s3_client(attempts=2)
 
     def put(self, prefix: str, data: bytes, suffix: str) -> Blob:
         """S3 shows an object only when it is whole."""

@@ -16,3 +16,8 @@ def test_the_peak_is_the_weights_and_one_file() -> None:
     found = hot_swap_cost.rss(dim=512, layers=3)
     assert found["peak_mb"] > found["before_mb"] > found["weights_mb"] > found["shard_mb"] > 10
     assert found["rss_ratio"] <= 1.1
+
+
+def test_adapters_that_lie_ready(tmp_path: Path) -> None:
+    found = hot_swap_cost.ready(tiny.base(tmp_path / "m"), times=6, rank=2)
+    assert 0 < found["adapter_ms"] <= found["adapter_most_ms"] and found["adapters_mb"] > 0

@@ -9,6 +9,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from service.auth import Keys
+from service.fleet import Fleet
 from service.ledger import connect
 from tests.e2e.test_studio import PATIENCE_MS, browser, pytestmark
 from tests.service.rig import Service, picture, redis_url, settings, wait_for
@@ -75,6 +76,12 @@ def test_a_key_opens_it_it_lives_and_it_stops_a_job(
     expect(page.locator("#tiles")).to_contain_text("balanced")
     expect(page.locator("#workers")).to_contain_text("idle")
     expect(page.locator("#running")).to_contain_text("No job is in hand.")
+
+    expect(page.locator("#models")).to_contain_text("No model is in quarantine.")
+    client = connect(settings)
+    Fleet(client, settings).quarantine("f" * 64, "head.weight is not finite", "w1")
+    client.close()
+    expect(page.locator("#models")).to_contain_text(re.compile("f{12}.*head.weight is not finite"))
 
     long = post(service, acme, "@anna waves slow", 120)
     waits = post(service, acme, "@anna waves", 4)

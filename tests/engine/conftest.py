@@ -1,6 +1,7 @@
 """Small random models for the engine's tests: the shipped classes at toy sizes."""
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,12 +18,14 @@ from engine.folders import MANIFEST, Manifest, sha256
 from engine.pipeline import Engine
 from engine.presets import MINIATURE, DiTConfig, Preset, TextConfig
 from engine.spec import Reference
+from engine.stores import Store, open_store
 from engine.stream import SubjectInputs
 from engine.text import TextEncoder, build_text_model
 from engine.upstream import diffusers_arguments, diffusers_name
 from engine.vae import VAE, build_vae
 from engine.vlm import SPECIALS as VLM_SPECIALS
 from engine.vlm import VLM, build_vlm, special_ids
+from tests import s3
 
 TOY = replace(
     MINIATURE.dit,
@@ -190,3 +193,21 @@ def loud_model(random_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         for key, value in load_file(folder / name).items()
     })  # fmt: skip
     return folder
+
+
+# Stores of models: a folder, and a bucket of a real server.
+
+
+@pytest.fixture(scope="module")
+def moto() -> Iterator[str]:
+    """The endpoint of an S3 server that heeds conditions; the environment leads to it."""
+    with s3.moto() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture(params=["folder", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    if request.param == "folder":
+        return open_store(str(tmp_path / "store"))
+    request.getfixturevalue("moto")
+    return open_store(f"s3://{s3.new_bucket()}/some/root")

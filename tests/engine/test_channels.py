@@ -1,31 +1,15 @@
 """Channels move one line at a time: none is lost, whoever races, and each can be taken back."""
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from engine.channels import Channel, Channels, Line
 from engine.errors import RegistryError
-from engine.stores import FolderStore, Store, open_store
-from tests import s3
+from engine.stores import FolderStore, Store
 
 A, B, C = ("a" * 64, "b" * 64, "c" * 64)
-
-
-@pytest.fixture(scope="module")
-def moto() -> Iterator[str]:
-    with s3.moto() as endpoint:
-        yield endpoint
-
-
-@pytest.fixture(params=["folder", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    if request.param == "folder":
-        return open_store(str(tmp_path / "store"))
-    request.getfixturevalue("moto")
-    return open_store(f"s3://{s3.new_bucket()}/root")
 
 
 def test_a_channel_leads_where_it_was_moved_last(store: Store) -> None:

@@ -14,23 +14,8 @@ from engine import registry as registries
 from engine.errors import CheckpointError, RegistryError
 from engine.folders import MANIFEST, Manifest, save_folder, verify
 from engine.registry import Address, Registry, base_of
-from engine.stores import FolderStore, Store, open_store
-from tests import s3
+from engine.stores import FolderStore, Store
 from tests.engine.test_signatures import key_pair
-
-
-@pytest.fixture(scope="module")
-def moto() -> Iterator[str]:
-    with s3.moto() as endpoint:
-        yield endpoint
-
-
-@pytest.fixture(params=["folder", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    if request.param == "folder":
-        return open_store(str(tmp_path / "store"))
-    request.getfixturevalue("moto")
-    return open_store(f"s3://{s3.new_bucket()}/root")
 
 
 def model(folder: Path, number: float = 0.0, **about: object) -> Path:

@@ -1,28 +1,14 @@
 """Both stores alike; compare-and-swap is one; a store that ignores conditions is found out."""
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from engine.channels import Channels
 from engine.errors import RegistryError
 from engine.stores import FolderStore, S3Store, Store, open_store, probe
 from tests import s3
-
-
-@pytest.fixture(scope="module")
-def moto() -> Iterator[str]:
-    with s3.moto() as endpoint:
-        yield endpoint
-
-
-@pytest.fixture(params=["folder", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    if request.param == "folder":
-        return open_store(str(tmp_path / "store"))
-    request.getfixturevalue("moto")
-    return open_store(f"s3://{s3.new_bucket()}/some/root")
 
 
 @pytest.fixture
@@ -101,6 +87,24 @@ def test_a_store_that_ignores_conditions_is_named(tmp_path: Path, big: Path) -> 
         assert b"".join(store.stream("models/a/x.bin")) == big.read_bytes()
         with pytest.raises(RegistryError, match="does not heed If-None-Match.*no channels"):
             probe(store)
+
+
+class Forgetful(FolderStore):
+    """Heeds that an object must not be there, and not which one must be: clones came to the second
+    condition later than to the first."""
+
+    def swap(self, name: str, content: bytes, mark: str | None) -> bool:
+        now = self.read(name, 100)
+        return super().swap(name, content, None if mark is None or now is None else now[1])
+
+
+def test_half_of_the_conditions_is_not_enough(tmp_path: Path) -> None:
+    store = Forgetful(tmp_path / "store")
+    with pytest.raises(RegistryError, match="does not heed If-Match.*no channels"):
+        probe(store)
+    with pytest.raises(RegistryError, match="does not heed If-Match"):
+        Channels(store).move("stable", "a" * 64)
+    assert store.names("channels/") == {} and store.names("probes/") == {}
 
 
 def test_wrong_credentials_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

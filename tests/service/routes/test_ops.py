@@ -36,6 +36,7 @@ def test_queue_hands_and_faults_are_told(
     ledger.cancel("t/c")
     told = WorkerState("w1", "busy", digest="d", job="t/a", runtime="dtype=bf16")
     house.roster.announce(told)
+    house.fleet.quarantine("f" * 64, "head.head.weight holds numbers that are not finite", "w1")
 
     found = client.get("/v1/ops").json()
     (running,) = found["running"]
@@ -54,6 +55,9 @@ def test_queue_hands_and_faults_are_told(
     )  # fmt: skip
     assert [one["ended"] for one in failure["history"]] == ["engine_error"]
     assert found["workers"][0]["runtime"] == "dtype=bf16"
+    (model,) = found["models"]
+    assert (model["digest"], model["worker"]) == ("f" * 64, "w1")
+    assert "not finite" in model["reason"] and model["at_ms"] > 0
     assert found["books"] == {
         "submitted": 4, "queued": 1, "running": 1, "completed": 0, "failed": 2, "balanced": True,
     }  # fmt: skip
