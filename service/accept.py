@@ -34,7 +34,7 @@ from service.errors import (
 from service.form import Raw, fetched
 from service.jobs import Quota, Terms
 from service.limits import Standing, standing_of
-from service.refs import home, new_id, ref_of
+from service.refs import home, new_id, ref_of, tenant_of
 from service.roster import WorkerState, models_of, tiers_of
 from service.schemas import CreateVideo, Video
 from service.traces import carried
@@ -66,7 +66,7 @@ class Order:
     """A request that can be granted, as far as can be seen without its pictures.
 
     source: what makes the request's frames where the video begins with another one; it gets the
-    prefix to store them under and returns the spec that they lead to and what the record keeps.
+    ref to store them under and returns the spec that they lead to and what the record keeps.
     """
 
     spec: Spec
@@ -104,7 +104,7 @@ async def place(order: Order, caller: Caller, house: House) -> Accepted:
         ref = _new_ref(caller)
         if any(one.upload is not None and one.upload.link for one in order.bound):
             order = await _fetched(ref, order, house)
-        return await run_in_threadpool(_place_in_order, ref, order, house)
+        return await house.turns.run(caller.tenant, _place_in_order, ref, order, house)
     # There is nothing to store before the record, so all is done in one go.
     ref = _new_ref(caller)
     taken = await house.front.submit(ref, _request(order, house), order.terms, _quota(order, house))
@@ -277,11 +277,10 @@ def _digest(raw: Raw) -> str:
 
 def _stored(ref: str, order: Order, house: House) -> dict[str, object]:
     """The request as the record keeps it, its pictures stored."""
-    prefix = f"{home(ref)}/in"
-    references, more = _photos(prefix, order.bound, house)
+    references, more = _photos(ref, order.bound, house)
     beside: dict[str, Any] = {}
     if order.source is not None:
-        spec, beside = order.source(prefix)
+        spec, beside = order.source(ref)
         order = replace(order, spec=spec)
     request = _request(order, house, references, more)
     request["warnings"] += beside.pop("warnings", [])
@@ -306,12 +305,13 @@ def _request(
 
 
 def _photos(
-    prefix: str, bound: Sequence[Bound], house: House
+    ref: str, bound: Sequence[Bound], house: House
 ) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     """What the generator sees, one of each subject, and what the judge sees besides: copies, so
     that the subject may go before the video."""
     given = [one.upload for one in bound if one.upload is not None]
-    pictures = iter(house.intake.clean(given))
+    pictures = iter(house.intake.clean(given, tenant_of(ref)))
+    prefix = f"{home(ref)}/in"
     references: list[dict[str, str]] = []
     more: list[dict[str, str]] = []
     for one in bound:

@@ -27,7 +27,7 @@ from service.blobs import open_blobs
 from service.deps import House, unguarded
 from service.doorbell import Doorbell
 from service.durable import Durability
-from service.errors import LedgerDown, Problem, RequestError, ServiceError, problem
+from service.errors import LedgerDown, Problem, ServiceError, problem
 from service.events import Events
 from service.fleet import Fleet
 from service.front import Front
@@ -40,7 +40,7 @@ from service.metrics import Measured, Metrics
 from service.openapi import describe
 from service.outward import Outward
 from service.refs import new_id
-from service.room import Room
+from service.room import Body, Room
 from service.roster import Roster
 from service.routes import (
     content,
@@ -56,6 +56,7 @@ from service.routes import (
 )
 from service.settings import Settings
 from service.subjects import Subjects
+from service.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +87,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         yield
         await house.events.close()
         house.outward.close()
+        house.turns.close()
         house.intake.close()
         house.doorbell.close()
         await house.front.close()
@@ -101,9 +103,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     describe(app)
     if open_to_all := unguarded(app):
         raise AssertionError(f"These routes ask for no scope and are not public: {open_to_all}")
-    app.state.max_body_bytes = int(settings.max_body_mb * 1e6)
-    app.state.room = Room(app.state.max_body_bytes)
-    app.add_middleware(Envelope, max_bytes=app.state.max_body_bytes, room=app.state.room)
+    max_bytes = int(settings.max_body_mb * 1e6)
+    app.state.room = Room(max_bytes)
+    app.add_middleware(Envelope, max_bytes=max_bytes, room=app.state.room)
     app.state.metrics = Metrics()
     app.add_middleware(Measured, metrics=app.state.metrics)
     return app
@@ -136,6 +138,7 @@ def open_house(settings: Settings, preset: Preset) -> House:
         store=Lately(blobs.check),
         doorbell=Doorbell(settings),
         intake=Intake(settings),
+        turns=Turns(),
         events=Events(settings),
         outward=Outward(settings.fetch_hosts, int(settings.max_picture_mb * 1e6)),
         keys=Keys(client, settings, required=settings.auth == "keys"),
@@ -210,23 +213,17 @@ class Envelope:
         self._room = room
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI. Counts the body as it comes, because Content-Length may lie or be missing."""
+        """ASGI."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         request_id = new_id("req")
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
-        seen = 0
+        body = state["body"] = Body(self._room, scope, self._max_bytes)
 
         async def counted() -> Message:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > self._max_bytes:
-                limit = f"{self._max_bytes / 1e6:g} MB"
-                raise RequestError(f"The body is larger than {limit}.", None, "body_too_large", 413)
-            return message
+            return await body.next(receive)
 
         async def marked(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -241,4 +238,4 @@ class Envelope:
             with bound_contextvars(request_id=request_id):  # in this request's log lines
                 await self._app(scope, counted, marked)
         finally:
-            await self._room.give(*state.get("held", ("", 0)))
+            await body.leave()

@@ -34,6 +34,7 @@ from service.outward import Outward
 from service.refs import ref_of
 from service.roster import Roster
 from service.subjects import Subjects
+from service.turns import Turns
 
 PUBLIC = {
     "/",
@@ -60,6 +61,7 @@ class House:
     store: Lately  # whether the blobs can be written
     doorbell: Doorbell
     intake: Intake
+    turns: Turns
     events: Events
     outward: Outward
     keys: Keys

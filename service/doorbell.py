@@ -1,4 +1,4 @@
-"""Wakes a worker: sends Celery a task by name with a job's ref and nothing else.
+"""Wakes a worker: sends Celery a task by name and nothing else; to encoders, with a job's ref.
 
 The ledger is the record and the doorbell is only a hint. One that is lost costs seconds, because
 the reaper rings again for a queued job that an idle worker has not taken
@@ -9,12 +9,15 @@ job is made. So where many wait unanswered already no more are rung: every worke
 rings itself when it has ended a job and others wait.
 """
 
+import base64
+import json
 import logging
 import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
 
+import redis
 from celery import Celery
 from kombu.exceptions import OperationalError
 
@@ -44,6 +47,7 @@ class Doorbell:
 
     def __init__(self, settings: Settings) -> None:
         timeout = settings.redis_timeout_s
+        self._settings = settings
         self._celery = Celery("troupe", broker=settings.celery_broker, set_as_current=False)
         self._celery.conf.update(
             task_serializer="json",
@@ -65,8 +69,9 @@ class Doorbell:
         self._starting = threading.Lock()
 
     def ring(self, ref: str) -> bool:
-        """Send the id to the queue. False if the broker could not be reached: the job is safe."""
-        return self._send(TASK, QUEUE, ref)
+        """Wake a worker. False if the broker could not be reached: the job is safe."""
+        # Without the id: it says nothing that a worker asks for, and would outlive a deletion.
+        return self._send(TASK, QUEUE, "", ref)
 
     def ring_some(self, refs: Sequence[str]) -> None:
         """The same for each, but for no more than there is use for."""
@@ -103,11 +108,23 @@ class Doorbell:
 
     def ring_encoder(self, ref: str) -> bool:
         """The same for a worker that encodes; who needs its encodings will ring again."""
-        return self._send(ENCODE_TASK, ENCODE_QUEUE, ref)
+        return self._send(ENCODE_TASK, ENCODE_QUEUE, ref, ref)
 
-    def _send(self, task: str, queue: str, ref: str) -> bool:
+    def forget(self, ref: str) -> None:
+        """Take a deleted job's id out of the encoders' queue. Without a broker, an encoder will."""
+        key = f"{broker_options(self._settings)['global_keyprefix']}{ENCODE_QUEUE}"
+        url = self._settings.broker_url or self._settings.redis_url
         try:
-            self._celery.send_task(task, args=[ref], queue=queue, retry=False)
+            with redis.Redis.from_url(url, socket_timeout=self._settings.redis_timeout_s) as broker:
+                for message in broker.lrange(key, 0, -1):
+                    if _said(message) == [ref]:
+                        broker.lrem(key, 1, message)
+        except redis.RedisError as error:
+            log.warning("%s left in the encoders' queue: %s", ref, error)
+
+    def _send(self, task: str, queue: str, said: str, ref: str) -> bool:
+        try:
+            self._celery.send_task(task, args=[said], queue=queue, retry=False)
         except (OperationalError, OSError) as error:
             log.warning("doorbell for %s not rung, it will be again: %s", ref, error)
             return False
@@ -119,3 +136,8 @@ class Doorbell:
             self._soon.put(None)
             self._ringer.join(10)
         self._celery.close()
+
+
+def _said(message: bytes) -> object:
+    """The task's arguments, of kombu's envelope (Celery's message protocol 2)."""
+    return json.loads(base64.b64decode(json.loads(message)["body"]))[0]

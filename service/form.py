@@ -74,9 +74,7 @@ async def read_body(request: Request, outward: Outward | None = None) -> Raw:
 
     Raises:
         RequestError: another content type, or a body that is not what its type says.
-        Busy: there is no room for it now.
     """
-    await _make_room(request)
     raw = await _read(request)
     linked = [one for one in raw.pictures if one.link]
     if linked and (outward is None or not outward.fetches):
@@ -105,15 +103,6 @@ async def _fetched(picture: Upload, outward: Outward) -> Upload:
         raise RequestError(
             f"{picture.field}: the address {error}.", param=picture.field, code=error.code
         ) from error
-
-
-async def _make_room(request: Request) -> None:
-    """Until the request ends, see `service.app.Envelope`. Raises Busy."""
-    state = request.app.state
-    length = request.headers.get("content-length", "")
-    size = int(length) if length.isdecimal() else state.max_body_bytes
-    tenant = request.state.tenant
-    request.state.held = (tenant, await state.room.take(tenant, size))
 
 
 async def _read(request: Request) -> Raw:

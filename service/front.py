@@ -7,6 +7,7 @@ connection; and one sync of its file covers all jobs of a batch (group commit), 
 
 import asyncio
 import hashlib
+import logging
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -27,6 +28,8 @@ from service.submission import submission, taken
 
 MOST = 64  # in one batch
 NAMES = ("read", "submit")
+
+log = logging.getLogger(__name__)
 
 Asked = tuple[str, tuple[Any, ...], "asyncio.Future[list[Any]]"]
 
@@ -97,8 +100,13 @@ class Front:
                         answer.set_exception(found)
                     else:
                         answer.set_result(found)
+            except Exception as bug:  # told to each who asked; who waits behind them has its turn
+                log.exception("a batch of %d failed", len(batch))
+                for _, _, answer in batch:
+                    if not answer.done():
+                        answer.set_exception(bug)
             finally:
-                for _, _, answer in batch:  # a bug must not let them wait for ever
+                for _, _, answer in batch:  # at the end of the loop nobody waits for ever
                     answer.cancel()
 
     async def _ask(self, batch: list[Asked]) -> list[Any]:

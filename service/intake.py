@@ -5,7 +5,6 @@ import io
 import subprocess
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from PIL import Image
@@ -13,6 +12,7 @@ from PIL import Image
 from service import decode, decode_video
 from service.errors import RequestError
 from service.settings import Settings
+from service.turns import FairPool
 
 MAX_MEGAPIXELS = 25.0
 FILM_TIME = 6  # a video may take so many times a picture's time
@@ -37,7 +37,7 @@ class Upload:
 
 
 class Intake:
-    """Decodes pictures, at most `decode_children` at a time over all requests."""
+    """Decodes pictures, at most `decode_children` at a time over all requests, tenants in turn."""
 
     def __init__(self, settings: Settings) -> None:
         self._max_bytes = {
@@ -46,9 +46,9 @@ class Intake:
         }
         self._megapixels = MAX_MEGAPIXELS
         self._timeout_s = settings.decode_timeout_s
-        self._pool = ThreadPoolExecutor(settings.decode_children, thread_name_prefix="intake")
+        self._pool = FairPool(settings.decode_children, "intake")
 
-    def clean(self, uploads: Sequence[Upload]) -> list[bytes]:
+    def clean(self, uploads: Sequence[Upload], tenant: str) -> list[bytes]:
         """Each picture as RGB PNG, in order.
 
         Raises:
@@ -56,9 +56,14 @@ class Intake:
         """
         for upload in uploads:
             self._check_bytes(upload, "picture")
-        return list(self._pool.map(self._decode, uploads))
+        pictures = [self._pool.submit(tenant, self._decode, upload) for upload in uploads]
+        try:
+            return [picture.result() for picture in pictures]
+        finally:
+            for picture in pictures:  # after a refusal, for nothing
+                picture.cancel()
 
-    def film(self, upload: Upload, plan: decode_video.Plan) -> bytes:
+    def film(self, upload: Upload, plan: decode_video.Plan, tenant: str) -> bytes:
         """A video's frames as `decode_video.pack` writes them.
 
         Raises:
@@ -67,14 +72,12 @@ class Intake:
         self._check_bytes(upload, "video")
         limit_s = FILM_TIME * self._timeout_s
         plan = replace(plan, seconds=int(limit_s) + 1)
-        done = self._pool.submit(
-            _run, [decode_video.__file__, plan.to_json()], upload, limit_s, "video"
-        )
-        return done.result()
+        arguments = [decode_video.__file__, plan.to_json()]
+        return self._pool.submit(tenant, _run, arguments, upload, limit_s, "video").result()
 
     def close(self) -> None:
         """Stop taking pictures."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool.close()
 
     def _check_bytes(self, upload: Upload, kind: str) -> None:
         if not upload.data:

@@ -328,6 +328,14 @@ class Ledger:
         """Jobs deleted at least `age_s` ago whose blobs may need another sweep."""
         return list(self._run("graves", int(age_s * 1000)))
 
+    def compact(self) -> None:
+        """Have Redis write its file anew, without what was deleted; it does so beside its work."""
+        try:
+            with answering():
+                self._redis.bgrewriteaof()
+        except LedgerDown as error:  # or where Redis forbids it, or is at it already
+            log.info("the ledger's file is not written anew now: %s", error.__cause__)
+
     def bury(self, ref: str) -> None:
         """Forget a deleted job for good: nothing of it is left anywhere."""
         with answering():

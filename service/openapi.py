@@ -15,6 +15,7 @@ MEANS = {
     401: "No key, or none that counts",
     403: "The key may not do this",
     404: "No such thing, or not yours",
+    408: "The body came too slowly",
     409: "Not in this state, or not yet",
     413: "Body or picture too large",
     415: "Neither multipart/form-data nor application/json",
@@ -35,7 +36,7 @@ BEARER = {
 }
 ALWAYS = {400, 500, 503}
 KEYED = {401, 403}
-WITH_BODY = {413, 415, 422, 429, 507}
+WITH_BODY = {408, 413, 415, 422, 429, 507}
 OF_CONTENT = {409, 416}
 OF_SOURCES = {404, 409}  # of requests that name another video
 

@@ -18,6 +18,7 @@ def remove_video(ref: str, caller: Caller, house: House) -> None:
         house.limits.settle(ref, house.ledger.read(ref).spent_s)
     state = house.ledger.delete(ref)
     house.audit.append(caller.tenant, caller.key_id, "video.deleted", ref, {"was": state})
+    house.doorbell.forget(ref)
     house.blobs.delete(home(ref))
     if state not in {"running", "deleted"}:
         house.ledger.bury(ref)

@@ -26,7 +26,7 @@ from service.errors import NotReady, RequestError
 from service.form import Raw
 from service.intake import Upload
 from service.jobs import Job
-from service.refs import ref_of
+from service.refs import home, ref_of, tenant_of
 from service.schemas import EditVideo, GuidanceIn
 
 # Looked at on the miniature: at 0.6 the motion stays and the picture is new, at 0.9 the motion
@@ -107,8 +107,8 @@ def extension(raw: Raw, headers: Mapping[str, str], caller: Caller, house: House
     body = body.model_copy(update={"seconds": None, "num_frames": known + new})
     order, plan = _order(body, film, (raw, headers, caller, house))
 
-    def source(prefix: str) -> tuple[Spec, dict[str, Any]]:
-        clip, key = _stored(film, replace(plan, most=MAX_SECONDS * fps, whole=True), prefix, house)
+    def source(ref: str) -> tuple[Spec, dict[str, Any]]:
+        clip, key = _stored(film, replace(plan, most=MAX_SECONDS * fps, whole=True), ref, house)
         keep = min(known, _on_grid(clip.frames))
         spec = _fitting(replace(order.spec, num_frames=keep + new), clip, house)
         told = {"key": key, "strength": 1.0, "keep_frames": keep}
@@ -142,8 +142,8 @@ def _edit(body: EditVideo, film: Film, strength: float, asked: Asked) -> Order:
     body = body.model_copy(update={"num_frames": max(most, limits.min_frames)})
     order, plan = _order(body, film, asked)
 
-    def source(prefix: str) -> tuple[Spec, dict[str, Any]]:
-        clip, key = _stored(film, replace(plan, most=limits.max_frames), prefix, house)
+    def source(ref: str) -> tuple[Spec, dict[str, Any]]:
+        clip, key = _stored(film, replace(plan, most=limits.max_frames), ref, house)
         if clip.frames < limits.min_frames:
             raise RequestError(
                 f"video: has {clip.frames} frames at {fps} a second, at least"
@@ -230,9 +230,9 @@ def _fields(spec: Spec) -> dict[str, Any]:
     return {**{name: getattr(spec, name) for name in names}, "guidance": guidance}
 
 
-def _stored(film: Film, plan: Plan, prefix: str, house: House) -> tuple[Clip, str]:
-    packed = house.intake.film(film.data(house), plan)
-    return unpack(packed), house.blobs.put(prefix, packed, ".frames").key
+def _stored(film: Film, plan: Plan, ref: str, house: House) -> tuple[Clip, str]:
+    packed = house.intake.film(film.data(house), plan, tenant_of(ref))
+    return unpack(packed), house.blobs.put(f"{home(ref)}/in", packed, ".frames").key
 
 
 def _fitting(spec: Spec, clip: Clip, house: House) -> Spec:

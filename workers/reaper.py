@@ -9,6 +9,7 @@ writing them. Every step is atomic in the ledger, so several reapers do no harm.
 import logging
 import signal
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from types import FrameType
@@ -24,6 +25,8 @@ from service.logs import named, set_up
 from service.refs import home, tenant_of
 from service.roster import Roster, WorkerState
 from workers.settings import Settings
+
+COMPACT_EVERY_S = 3600.0
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +57,7 @@ class Reaper:
         self._ring_after_s = settings.ring_after_s
         self._grave_age_s = 2 * settings.lease_s
         self._retention_s = settings.retention_h * 3600
+        self._compacted, self._compacted_at = -1, time.monotonic() - COMPACT_EVERY_S
 
     def round(self) -> None:
         """One look at everything."""
@@ -70,6 +74,7 @@ class Reaper:
             self._limits.sweep()
             self._expire()
             self._sweep()
+            self._compact()
         except LedgerDown:
             log.warning("no ledger; trying again")
 
@@ -109,6 +114,14 @@ class Reaper:
                 log.warning("files of %s not swept yet: %s", ref, error)
                 continue
             self._ledger.bury(ref)
+
+
+    def _compact(self) -> None:
+        """What was deleted still stands in the ledger's file on disk, for an hour at most."""
+        deletions, now = self._ledger.deletions(), time.monotonic()
+        if deletions != self._compacted and now - self._compacted_at >= COMPACT_EVERY_S:
+            self._ledger.compact()
+            self._compacted, self._compacted_at = deletions, now
 
 
 def main() -> None:

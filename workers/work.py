@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from PIL import Image
@@ -33,6 +33,7 @@ T = TypeVar("T")
 # Share of a job's time at which each stage begins, and ends.
 SPANS = {"encode": (0.0, 0.05), "denoise": (0.05, 0.9), "decode": (0.9, 0.97)}
 STORE_AT = 0.97
+DEAF_S = 2.0  # a ledger that does not answer costs a timeout at each question
 
 
 def fetch(place: Station, one: dict[str, str]) -> Reference:
@@ -54,6 +55,7 @@ class Work:
         self._prefix = f"{self._home}/{claim.token}"
         self._pace = Pace()
         self._telling = Telling()
+        self._deaf_until = 0.0
         self._saves: list[str] = []  # prefixes of states that are still there
         self._candidate, self._wanted, self._lasting = 0, 1, False
         self._stage = ""
@@ -258,10 +260,15 @@ class Work:
         if self.stopped:
             self._stop(self.stopped)
         self._place.move()
-        with suppress(LedgerDown):
+        if time.monotonic() < self._deaf_until:
+            return
+        try:
             word = self._place.ledger.word(self._claim)
-            if word != "ok":
-                self._stop(word)
+        except LedgerDown:
+            self._deaf_until = time.monotonic() + DEAF_S
+            return
+        if word != "ok":
+            self._stop(word)
 
     def _stop(self, word: str) -> None:
         self.stopped = word

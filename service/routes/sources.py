@@ -83,9 +83,11 @@ async def sync(
     wait=SECONDS` says, 300 at most. It goes on after a 504, whose `location` is where to ask."""
     house.events.check_room()
     with span("POST /v1/videos/sync", request.headers.get("traceparent", "")):
-        raw = await read_body(request, house.outward)
-        found = await accept(raw, request.headers, caller, house)
+        found = await accept(
+            await read_body(request, house.outward), request.headers, caller, house
+        )
         note(**named(ref_of(caller.tenant, found.video.id)))
+    await request.state.body.leave()  # the video takes longer than its pictures need room
     wish = _WAIT.search(prefer)
     limit_s = min(float(wish[1]), SYNC_LIMIT_S) if wish else SYNC_LIMIT_S
     await _until_over(found.video.id, request, limit_s, caller, house)

@@ -5,7 +5,6 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
-from starlette.concurrency import run_in_threadpool
 
 from service.auth import Caller
 from service.decode_video import Plan, unpack
@@ -44,7 +43,7 @@ async def create(request: Request, caller: Writer, house: TheHouse) -> Subject:
     """Keep a name and one to eight photos of one subject, in `images`."""
     raw = await read_body(request, house.outward)
     raw.pictures = await fetched(raw.pictures, house.outward)
-    return _shown(await run_in_threadpool(_create, raw, caller, house))
+    return _shown(await house.turns.run(caller.tenant, _create, raw, caller, house))
 
 
 def _create(raw: Raw, caller: Caller, house: House) -> Kept:
@@ -53,7 +52,7 @@ def _create(raw: Raw, caller: Caller, house: House) -> Kept:
         count = f"got {len(raw.pictures)}"
         raise RequestError(f"images: send 1 to {MAX_PICTURES} photos, {count}.", "images")
     ref = _counted(caller, house)
-    photos = house.intake.clean(raw.pictures)
+    photos = house.intake.clean(raw.pictures, caller.tenant)
     if (consent := body.consent) is not None:
         who = consent.by or caller.key_id or caller.tenant
         house.audit.attest(caller, ref, who, consent.basis, consent.statement)
@@ -133,26 +132,28 @@ def delete(
 
 
 def _videos_of(subject_id: str, tenant: str, house: House) -> list[str]:
-    """By looking at all of them: an index would be one more trace to remove."""
-    found: list[str] = []
+    """And what was made of them in turn. By looking at all, the oldest first: an index would be one
+    more trace to remove."""
+    found: dict[str, None] = {}
     last: str | None = None
     more = True
     while more:
         jobs, more = house.ledger.page(tenant, last, 100, False)
         last = jobs[-1].ref if jobs else None
-        found += [
-            job.id
-            for job in jobs
-            if any(one.get("subject") == subject_id for one in job.request["references"])
-        ]
-    return found
+        for job in jobs:
+            shown = any(one.get("subject") == subject_id for one in job.request["references"])
+            if shown or job.request.get("remixed_from") in found:
+                found[job.id] = None
+    return [*found]
 
 
 @router.post("/v1/videos/characters", status_code=201, openapi_extra=FILM_BODY)
 async def create_character(request: Request, caller: Writer, house: TheHouse) -> Character:
     """A subject whose photos are frames of a video, file part `video`."""
     raw = await read_body(request)
-    return _as_character(await run_in_threadpool(_create_character, raw, caller, house))
+    return _as_character(
+        await house.turns.run(caller.tenant, _create_character, raw, caller, house)
+    )
 
 
 def _create_character(raw: Raw, caller: Caller, house: House) -> Kept:
@@ -161,7 +162,7 @@ def _create_character(raw: Raw, caller: Caller, house: House) -> Kept:
         raise RequestError("video: send one video file and no pictures.", "video")
     ref = _counted(caller, house)
     plan = Plan(fps=0, stills=STILLS, most=STILLS, area=STILL_AREA)
-    clip = unpack(house.intake.film(raw.film, plan))
+    clip = unpack(house.intake.film(raw.film, plan, caller.tenant))
     size = clip.height * clip.width * 3
     photos = [
         picture_of(clip.rgb[at : at + size], clip.width, clip.height)

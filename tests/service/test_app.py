@@ -4,7 +4,7 @@ import gc
 import subprocess
 import sys
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from fastapi import FastAPI
@@ -99,11 +99,13 @@ def test_what_was_imported_is_out_of_the_collectors_rounds(client: TestClient) -
 def test_a_large_body_waits_for_room_and_gives_it_back(client: TestClient) -> None:
     state = cast(FastAPI, client.app).state
     state.room._wait_s = 0.05
-    body = {"files": {"images": ("a.png", b"x" * 3_000_000)}, "data": {"prompt": "p"}}
+    body: dict[str, Any] = {
+        "files": {"images": ("a.png", b"x" * 3_000_000)}, "data": {"prompt": "p"}
+    }  # fmt: skip
     for _ in range(3):
         assert client.post("/v1/videos", **body).status_code == 400  # no picture
         assert not state.room._held
-    state.room._held["local"] = state.max_body_bytes
+    state.room._held["local"] = 97_000_000
     answer = client.post("/v1/videos", **body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "busy")
     assert int(answer.headers["retry-after"]) >= 1

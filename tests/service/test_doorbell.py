@@ -1,4 +1,4 @@
-"""The doorbell carries an id and nothing else, and does not hang."""
+"""The doorbell says no more than it must, and does not hang."""
 
 import base64
 import json
@@ -10,20 +10,35 @@ from service.ledger import connect
 from workers.settings import Settings
 
 
-def test_the_message_is_the_tasks_name_and_the_id(settings: Settings) -> None:
+def test_a_message_is_the_tasks_name_and_for_encoders_the_id(settings: Settings) -> None:
     bell = Doorbell(settings)
     assert bell.ring("video_1") is True
     assert bell.ring_encoder("video_1") is True
     bell.close()
     client = connect(settings)
-    for queue, task in ((QUEUE, TASK), (ENCODE_QUEUE, ENCODE_TASK)):
-        message = json.loads(client.lpop(f"{settings.key_prefix}:broker:{queue}"))
+    for queue, task, said in ((QUEUE, TASK, ""), (ENCODE_QUEUE, ENCODE_TASK, "video_1")):
+        text = client.lpop(f"{settings.key_prefix}:broker:{queue}")
+        message = json.loads(text)
         assert message["headers"]["task"] == task
         assert client.lpop(f"{settings.key_prefix}:broker:{queue}") is None
+        body = json.loads(base64.b64decode(message["body"]))
+        assert message["content-type"] == "application/json"
+        assert body[0] == [said] and body[1] == {}
+        assert ("video_1" in text) is bool(said)
     client.close()
-    body = json.loads(base64.b64decode(message["body"]))
-    assert message["content-type"] == "application/json"
-    assert body[0] == ["video_1"] and body[1] == {}
+
+
+def test_a_deleted_jobs_id_leaves_the_encoders_queue(settings: Settings) -> None:
+    bell, client = Doorbell(settings), connect(settings)
+    for ref in ("t/one", "t/two", "t/one", "t/one-more"):
+        bell.ring_encoder(ref)
+    bell.forget("t/one")
+    key = f"{settings.key_prefix}:broker:{ENCODE_QUEUE}"
+    bodies = [json.loads(text)["body"] for text in client.lrange(key, 0, -1)]
+    left = [json.loads(base64.b64decode(body))[0] for body in bodies]
+    assert sorted(left) == [["t/one-more"], ["t/two"]]
+    bell.close()
+    client.close()
 
 
 def test_without_a_broker_it_fails_fast_and_says_so(settings: Settings, tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from service.errors import RequestError
 from service.form import Raw, fetched, parse_json, read_body
 from service.intake import Upload
 from service.outward import Outward
-from service.room import Room
 from service.settings import MAX_PICTURES
 from tests.service.receiver import Receiver, receiving, reply
 
@@ -25,12 +24,8 @@ def seen() -> list[Raw]:
 
 def probing(seen: list[Raw], outward: Outward | None = None) -> TestClient:
     app = FastAPI()
-    app.state.max_body_bytes = 100_000_000
-    app.state.room = Room(app.state.max_body_bytes)
-
     @app.post("/")
     async def take(request: Request) -> None:
-        request.state.tenant = "t"
         raw = await read_body(request, outward)
         if outward is not None:
             raw.pictures = await fetched(raw.pictures, outward)

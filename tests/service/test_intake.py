@@ -24,7 +24,7 @@ def door() -> Iterator[Intake]:
 
 def test_pictures_come_back_clean_and_in_order(door: Intake) -> None:
     uploads = [Upload("images", f"{n}.png", picture("red", (20 + n, 20))) for n in range(3)]
-    out = door.clean(uploads)
+    out = door.clean(uploads, "t")
     assert out == [decode.clean(upload.data, 25) for upload in uploads]
 
 
@@ -40,7 +40,7 @@ def test_pictures_come_back_clean_and_in_order(door: Intake) -> None:
 def test_refusals_name_field_and_file(door: Intake, data: bytes, words: str, status: int) -> None:
     good = Upload("images", "good.png", picture())
     with pytest.raises(RequestError, match=words) as told:
-        door.clean([good, Upload("images", "bad.png", data)])
+        door.clean([good, Upload("images", "bad.png", data)], "t")
     assert (told.value.param, told.value.reason) == ("images", "invalid_image")
     assert told.value.http_status == status
     assert "'bad.png'" in str(told.value)
@@ -59,7 +59,7 @@ def test_a_decoder_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.Monke
     door = Intake(Settings(decode_timeout_s=1.5))
     begin = time.monotonic()
     with pytest.raises(RequestError, match="longer than 1.5 s"):
-        door.clean([Upload("images", "a.png", picture())])
+        door.clean([Upload("images", "a.png", picture())], "t")
     assert time.monotonic() - begin < 10
     with pytest.raises(ProcessLookupError):
         os.kill(int(mark.read_text()), 0)
@@ -72,7 +72,7 @@ def test_a_decoder_that_dies_takes_nobody_along(
     script(tmp_path, monkeypatch, "import os; os.abort()")
     door = Intake(Settings())
     with pytest.raises(RequestError, match="damaged, or needs too much memory"):
-        door.clean([Upload("images", "a.png", picture())])
+        door.clean([Upload("images", "a.png", picture())], "t")
     door.close()
 
 
@@ -89,7 +89,7 @@ def test_the_child_has_a_limit_on_memory(tmp_path: Path, monkeypatch: pytest.Mon
     script(tmp_path, monkeypatch, code)
     door = Intake(Settings())
     with pytest.raises(RequestError, match="too much memory"):
-        door.clean([Upload("images", "a.png", picture())])
+        door.clean([Upload("images", "a.png", picture())], "t")
     door.close()
 
 
@@ -100,7 +100,7 @@ def test_the_environment_adds_no_code_to_the_child(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     door = Intake(Settings())
-    assert door.clean([Upload("images", "a.png", picture())])
+    assert door.clean([Upload("images", "a.png", picture())], "t")
     door.close()
     assert intake.decode is decode
 
@@ -110,7 +110,7 @@ def test_videos_come_back_as_frames_or_are_refused_by_name(door: Intake) -> None
 
     video = Video(np.full((5, 64, 96, 3), 90, np.uint8), 8)
     plan = decode_video.Plan(fps=8, most=9, size=(96, 64))
-    clip = decode_video.unpack(door.film(Upload("video", "a.mp4", video.mp4()), plan))
+    clip = decode_video.unpack(door.film(Upload("video", "a.mp4", video.mp4()), plan, "t"))
     assert clip[:4] == (5, 64, 96, 8)
     for data, words, status in (
         (b"", "is empty", 400),
@@ -118,7 +118,7 @@ def test_videos_come_back_as_frames_or_are_refused_by_name(door: Intake) -> None
         (bytes(8_000_001), "is 8.0 MB; at most 8 MB", 413),
     ):
         with pytest.raises(RequestError, match=f"the video 'b.mp4' {words}") as told:
-            door.film(Upload("video", "b.mp4", data), plan)
+            door.film(Upload("video", "b.mp4", data), plan, "t")
         assert (told.value.param, told.value.reason) == ("video", "invalid_video")
         assert told.value.http_status == status
 
@@ -135,4 +135,4 @@ def test_a_video_that_takes_too_much_memory_ends_only_its_child(
 
     video = Video(np.full((5, 64, 96, 3), 90, np.uint8), 8)
     with pytest.raises(RequestError, match="is damaged"):
-        door.film(Upload("video", "a.mp4", video.mp4()), decode_video.Plan(8, 9, (96, 64)))
+        door.film(Upload("video", "a.mp4", video.mp4()), decode_video.Plan(8, 9, (96, 64)), "t")

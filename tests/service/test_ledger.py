@@ -820,3 +820,29 @@ def test_deletions_are_counted_and_who_is_gone_can_be_asked(ledger: Ledger) -> N
     ledger.delete("t/a")
     ledger.delete("t/a")
     assert ledger.deletions() == 1 and ledger.gone(["t/a", "t/b"]) == {"t/a"}
+
+
+def test_compacting_takes_the_deleted_out_of_the_file_and_keeps_the_rest(
+    ledger: Ledger, settings: Settings
+) -> None:
+    client = connect(settings)
+    folder = Path(str(client.config_get("dir")["dir"]))
+
+    def on_disk(word: str) -> bool:
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        return any(word.encode() in path.read_bytes() for path in files)
+
+    gone, kept = uuid.uuid4().hex, uuid.uuid4().hex  # which no compression shortens
+    for name, word in (("a", gone), ("b", kept)):
+        ledger.submit(ref(name), {"spec": {"prompt": word}})
+    ledger.delete(ref("a"))
+    ledger.bury(ref("a"))
+    assert on_disk(gone)
+
+    def compacted() -> bool:
+        ledger.compact()  # it may be at it already
+        return not on_disk(gone)
+
+    eventually(compacted)
+    assert read(ledger, "b").request["spec"] == {"prompt": kept}
+    client.close()

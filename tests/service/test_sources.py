@@ -57,7 +57,7 @@ def raw(film: Video | None = None, **fields: Any) -> Raw:
 def made(order: Order, house: House) -> tuple[Spec, dict[str, Any], list[int]]:
     """The spec, what the record keeps, and which of `grey` the stored frames are."""
     assert order.source is not None
-    spec, told = order.source("t/local/videos/new/in")
+    spec, told = order.source("local/new")
     clip = unpack(get(house.blobs, told["edit"]["key"]))
     assert told["edit"]["key"].startswith("t/local/videos/new/in/")
     pixels = np.frombuffer(clip.rgb, np.uint8).reshape(clip.frames, -1)

@@ -14,6 +14,7 @@ from service.ledger import Ledger, connect
 from service.limits import Limits
 from service.roster import Roster, WorkerState
 from tests.service.rig import request_of, wait_for
+from workers import reaper as module
 from workers.reaper import Reaper
 from workers.settings import Settings
 
@@ -233,3 +234,24 @@ def test_what_was_kept_for_long_enough_is_deleted_with_a_receipt(
     assert [job.id for job in jobs] == ["b"]
     (receipt,) = Audit(connect(settings), settings).entries(name="acme/a")
     assert (receipt.tenant, receipt.actor) == ("acme", "retention")
+
+
+def test_what_was_deleted_leaves_the_ledgers_file_within_the_hour(
+    reaper: Reaper, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[int] = []
+    monkeypatch.setattr(ledger, "compact", lambda: written.append(ledger.deletions()))
+    now = 1000.0
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    reaper._compacted_at = -module.COMPACT_EVERY_S
+    reaper.round()
+    reaper.round()
+    assert written == [0]  # once at the start: nobody knows since when
+    ledger.submit("local/a", request_of("anna"))
+    ledger.delete("local/a")
+    reaper.round()
+    assert written == [0]
+    now += module.COMPACT_EVERY_S
+    reaper.round()
+    reaper.round()
+    assert written == [0, 1]

@@ -17,6 +17,7 @@ from service.blobs import get
 from service.deps import House
 from service.ledger import Ledger
 from tests.service.rig import keys_of, picture
+from tests.service.test_sources import grey
 from workers.settings import Settings
 
 
@@ -166,6 +167,23 @@ def test_deletion_with_its_videos(client: TestClient, settings: Settings, ledger
     left = " ".join(map(str, [*stored(settings), *keys_of(settings)]))
     assert not any(name in left for name in [subject["id"], *mine])
     assert ledger.books().balanced
+
+
+def test_deletion_with_its_videos_takes_what_was_made_of_those(
+    client: TestClient, settings: Settings, house: House
+) -> None:
+    subject = keep(client).json()
+    mine = use(client, subject["id"]).json()["id"]
+    claim = house.ledger.claim("h")
+    assert claim is not None and claim.ref == f"local/{mine}"
+    out = house.blobs.put(f"t/local/videos/{mine}/out", grey(17).mp4(), ".mp4").key
+    house.ledger.commit(claim, {"video": out})
+    longer = {"prompt": "a field", "seconds": 1, "video": {"id": mine}}
+    of_it = client.post("/v1/videos/extensions", json=longer).json()["id"]
+    gone = client.delete(f"/v1/subjects/{subject['id']}", params={"cascade": True}).json()
+    assert gone["videos_deleted"] == [mine, of_it]
+    assert client.get("/v1/videos").json()["data"] == []
+    assert not [path for path in stored(settings) if "videos" in path.parts]
 
 
 def test_a_character_is_a_subject_made_of_frames(client: TestClient, house: House) -> None:
