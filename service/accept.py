@@ -36,7 +36,7 @@ from service.jobs import Quota, Terms
 from service.limits import Standing, standing_of
 from service.refs import home, new_id, ref_of, tenant_of
 from service.roster import WorkerState, models_of, tiers_of
-from service.schemas import CreateVideo, Video
+from service.schemas import Consent, CreateVideo, Video
 from service.traces import carried
 from service.webhooks import check_webhook_url
 
@@ -104,7 +104,7 @@ async def place(order: Order, caller: Caller, house: House) -> Accepted:
         ref = _new_ref(caller)
         if any(one.upload is not None and one.upload.link for one in order.bound):
             order = await _fetched(ref, order, house)
-        return await house.turns.run(caller.tenant, _place_in_order, ref, order, house)
+        return await house.turns.run(caller.tenant, _place_in_order, ref, order, caller, house)
     # There is nothing to store before the record, so all is done in one go.
     ref = _new_ref(caller)
     taken = await house.front.submit(ref, _request(order, house), order.terms, _quota(order, house))
@@ -153,7 +153,7 @@ def _take_back(own: str, order: Order, house: House) -> None:
         house.ledger.withdraw(own, order.terms)
 
 
-def _place_in_order(own: str, order: Order, house: House) -> Accepted:
+def _place_in_order(own: str, order: Order, caller: Caller, house: House) -> Accepted:
     house.durable.require()
     ref, there = house.ledger.arrive(own, order.terms)
     if ref != own:  # what was reserved to fetch pictures
@@ -161,7 +161,7 @@ def _place_in_order(own: str, order: Order, house: House) -> Accepted:
     if there:
         return Accepted(views.video(house.ledger.read(ref)), None)
     with _withdrawn(ref, order.terms, house):
-        return _placed(ref, order, house, first=ref == own)
+        return _placed(ref, order, caller, house, first=ref == own)
 
 
 @contextmanager
@@ -175,17 +175,30 @@ def _withdrawn(ref: str, terms: Terms, house: House) -> Iterator[None]:
         raise
 
 
-def _placed(ref: str, order: Order, house: House, first: bool) -> Accepted:
+def _placed(ref: str, order: Order, caller: Caller, house: House, first: bool) -> Accepted:
     """first: no equal request is on its way, whose pictures would be removed with these."""
     _check_tier(order.spec.tier, house)
     quota = _quota(order, house)
     with _reserved(ref, quota, house, first) as standing:
-        made = house.ledger.submit(ref, _stored(ref, order, house), order.terms, quota).ref
+        request = _stored(ref, order, house)
+        for one in order.bound:
+            attested(f"{ref}#{one.name}", one.consent, caller, house)
+        made = house.ledger.submit(ref, request, order.terms, quota).ref
         if made != ref:  # this one was on its way for longer than a key is kept for that
             _undo(ref, house)
             return Accepted(views.video(house.ledger.read(made)), None)
     house.doorbell.ring_soon(ref)
     return Accepted(views.video(house.ledger.read(ref)), standing if first else None)
+
+
+def attested(name: str, consent: Consent | None, caller: Caller, house: House) -> str:
+    """On what basis somebody's pictures may be used, once it stands in the audit chain; empty where
+    nobody said. Raises RequestError."""
+    if consent is None:
+        return ""
+    who = consent.by or caller.key_id or caller.tenant
+    house.audit.attest(caller, name, who, consent.basis, consent.statement)
+    return consent.basis
 
 
 def _quota(order: Order, house: House) -> Quota:

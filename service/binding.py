@@ -14,19 +14,21 @@ from pathlib import PurePosixPath
 
 from service.errors import RequestError
 from service.intake import Upload
-from service.schemas import SubjectIn
+from service.schemas import Consent, SubjectIn
 from service.subjects import Subject
 
 
 @dataclass(frozen=True)
 class Bound:
     """A subject's name and its picture as uploaded, or keys of photos that are stored, of a
-    subject that is kept or of another video's. subject: the id of the one that is kept."""
+    subject that is kept or of another video's. subject: the id of the one that is kept. consent:
+    why its picture may be used."""
 
     name: str
     upload: Upload | None = None
     photos: tuple[str, ...] = ()
     subject: str = ""
+    consent: Consent | None = None
 
 
 def bind(
@@ -93,6 +95,8 @@ def _one(
     where = f"subjects[{place}]"
     if subject.id is not None and subject.image is not None:
         raise RequestError(f"{where}: give id or image, not both.", param=where)
+    if subject.id is not None and subject.consent is not None:
+        raise RequestError(f"{where}.consent: one that is kept has its own.", f"{where}.consent")
     if subject.id is not None:
         found = kept[subject.id]
         return Bound(subject.name or found.name, photos=found.images, subject=found.id)
@@ -107,7 +111,7 @@ def _one(
             f" (uploaded: {', '.join(map(repr, files)) or 'none'}).",
             param=f"subjects[{place}].image",
         )
-    return Bound(subject.name, files[subject.image])
+    return Bound(subject.name, files[subject.image], consent=subject.consent)
 
 
 def _no_leftovers(used: Sequence[str], files: dict[str, Upload]) -> None:

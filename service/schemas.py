@@ -69,6 +69,14 @@ class Closed(BaseModel):
             raise _translate(error.errors()[0], cls) from error
 
 
+class Consent(Closed):
+    """Why a person's photos may be used; it goes into the audit chain (`service.audit`)."""
+
+    basis: str = Field(description="self, consent, licence, fictional or other")
+    statement: str = Field("", description="In words, up to 500 characters")
+    by: str | None = Field(None, description="Who says so; default: the key's id")
+
+
 class SubjectIn(Closed):
     """One subject: the name that the prompt calls with an at sign, and its picture or its id."""
 
@@ -81,6 +89,7 @@ class SubjectIn(Closed):
         " JSON: the picture itself as base64 or data: address",
     )
     id: str | None = Field(None, description="One that is kept, see POST /v1/subjects")
+    consent: Consent | None = Field(None, description="For a picture; one that is kept has its own")
 
 
 class GuidanceIn(Closed):

@@ -4,15 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from service.schemas import Closed, Text
-
-
-class Consent(Closed):
-    """Why a person's photos may be used; it goes into the audit chain (`service.audit`)."""
-
-    basis: str = Field(description="self, consent, licence, fictional or other")
-    statement: str = Field("", description="In words, up to 500 characters")
-    by: str | None = Field(None, description="Who says so; default: the key's id")
+from service.schemas import Closed, Consent, Text
 
 
 class CreateSubject(Closed):
@@ -26,6 +18,7 @@ class CreateCharacter(Closed):
     """The fields of POST /v1/videos/characters, apart from the video."""
 
     name: Text = Field(min_length=1, max_length=100)
+    consent: Consent | None = None
 
 
 class Subject(BaseModel):

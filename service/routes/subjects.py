@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
+from service.accept import attested
 from service.auth import Caller
 from service.decode_video import Plan, unpack
 from service.deps import House, Reader, TheHouse, Writer
@@ -53,10 +54,7 @@ def _create(raw: Raw, caller: Caller, house: House) -> Kept:
         raise RequestError(f"images: send 1 to {MAX_PICTURES} photos, {count}.", "images")
     ref = _counted(caller, house)
     photos = house.intake.clean(raw.pictures, caller.tenant)
-    if (consent := body.consent) is not None:
-        who = consent.by or caller.key_id or caller.tenant
-        house.audit.attest(caller, ref, who, consent.basis, consent.statement)
-    return _kept(ref, body.name, photos, house, "" if consent is None else consent.basis)
+    return _kept(ref, body.name, photos, house, attested(ref, body.consent, caller, house))
 
 
 def _counted(caller: Caller, house: House) -> str:
@@ -168,7 +166,8 @@ def _create_character(raw: Raw, caller: Caller, house: House) -> Kept:
         picture_of(clip.rgb[at : at + size], clip.width, clip.height)
         for at in range(0, len(clip.rgb), size)
     ]
-    return _kept(ref, body.name, list(dict.fromkeys(photos)), house)
+    basis = attested(ref, body.consent, caller, house)
+    return _kept(ref, body.name, list(dict.fromkeys(photos)), house, basis)
 
 
 @router.get("/v1/videos/characters/{character_id}")

@@ -13,6 +13,7 @@ from httpx import Response
 from PIL import Image
 
 from engine.video import Video
+from service.audit import about
 from service.blobs import get
 from service.deps import House
 from service.ledger import Ledger
@@ -204,6 +205,32 @@ def test_a_character_is_a_subject_made_of_frames(client: TestClient, house: Hous
         np.asarray(Image.open(io.BytesIO(get(house.blobs, key)))).mean() for key in kept.images
     ]
     assert [round(float(mean) / 20) for mean in means] == [1, 3, 5, 7]
+
+
+def test_consent_is_attested_of_each_kind_of_subject(client: TestClient, house: House) -> None:
+    consent = json.dumps({"basis": "consent", "statement": "signed", "by": "Anna"})
+    character = client.post(
+        "/v1/videos/characters",
+        data={"name": "anna", "consent": consent},
+        files={"video": ("a.mp4", grey(9).mp4(), "video/mp4")},
+    ).json()
+    inline = [{"name": "anna", "image": "0.png", "consent": {"basis": "self"}}]
+    sent = {"prompt": "@anna waves", "subjects": json.dumps(inline)}
+    video = client.post("/v1/videos", data=sent, files=photos("teal")).json()
+    said = [entry for entry in house.audit.entries() if entry.action == "subject.consent"]
+    assert [entry.detail["basis"] for entry in said] == ["consent", "self"]
+    names = [f"local/{character['id']}", f"local/{video['id']}#anna"]
+    assert [entry.about for entry in said] == [about(name) for name in names]
+
+    before = len(client.get("/v1/videos").json()["data"])
+    inline[0]["consent"] = {"basis": "because"}
+    sent["subjects"] = json.dumps(inline)
+    answer = client.post("/v1/videos", data=sent, files=photos("teal"))
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "consent")
+    kept = json.dumps([{"id": character["id"], "consent": {"basis": "self"}}])
+    answer = client.post("/v1/videos", data={"prompt": "@anna waves", "subjects": kept})
+    assert answer.json()["error"]["param"] == "subjects[0].consent"
+    assert len(client.get("/v1/videos").json()["data"]) == before
 
 
 def test_a_character_needs_a_video(client: TestClient, settings: Settings) -> None:
