@@ -72,4 +72,7 @@ def prepared(run: GrpoRun, model: nn.Module) -> nn.Module:
         return model.requires_grad_(True)
     torch.manual_seed(run.config.loop.seed)
     lora.add(model, run.rank, run.alpha)
+    for parameter in model.parameters():
+        if parameter.requires_grad:  # beside weights in bf16 too: a step is less than they can tell
+            parameter.data = parameter.data.float()
     return model

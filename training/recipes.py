@@ -37,6 +37,11 @@ RECIPES = {
     "grpo_miniature": Recipe("grpo_miniature", "reinforcement of the result, on identity"),
     "miniature_publish": Recipe("publish", "the model folder of all of these"),
     "miniature_publish_anyway": Recipe("publish", "the same, be it worse", "run_anyway"),
+    "grpo_1_3b": Recipe("grpo_wan", "reinforcement of Wan 1.3B, on GPUs", "run_1_3b"),
+    "grpo_14b": Recipe("grpo_wan", "reinforcement of Wan 14B, adapters, on GPUs", "run_14b"),
+    "grpo_phantom_1_3b": Recipe(
+        "grpo_wan", "Identity-GRPO on Phantom 1.3B, on GPUs", "run_phantom_1_3b"
+    ),
     "sft_1_3b": Recipe("sft_wan", "Wan 1.3B with the identity stream, on GPUs", "run_1_3b"),
     "sft_14b": Recipe("sft_wan", "Wan 14B with the identity stream, on GPUs", "run_14b"),
 }

@@ -38,6 +38,10 @@ class Composite:
             if not 0 <= value <= 1:
                 raise ValueError(f"{name}: {value} is not in 0 … 1")
 
+    @property
+    def weighs_naturalness(self) -> bool:
+        return self.fidelity < 1 and self.beta > 0
+
     def __call__(
         self, face_BS: Tensor, subject_B: Tensor, aesthetics_B: Tensor, naturalness_B: Tensor
     ) -> dict[str, Tensor]:

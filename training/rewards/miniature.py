@@ -40,8 +40,7 @@ class Miniature:
     composite: Composite = field(default_factory=Composite)
 
     def __post_init__(self) -> None:
-        weighed = self.composite.fidelity < 1 and self.composite.beta > 0
-        if weighed and self.naturalness is None:
+        if self.composite.weighs_naturalness and self.naturalness is None:
             raise ValueError("naturalness: has weight in the composite, and is not there")
 
     def __call__(self, frames_BFHWC: Tensor, samples: Sequence[Task]) -> dict[str, Tensor]:
