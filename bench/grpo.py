@@ -11,6 +11,8 @@ shipped model under the same noise.
     grpo_gamma_0, _1     reward of the mean subject, of the worst subject (the others: .5)
     grpo_groups_4, _16   as many rollouts in smaller or larger updates (the others: 8)
     grpo_other_noise     each member of a group from a noise of its own
+    sft_tuned            the shipped model, asked with prompts that describe their casts
+    grpo_tuned           trained and asked with them (`training.prompt_tuning`)
 
 An arm's result lies in a file of its own: a study that was stopped goes on, and more seeds or arms
 are added to it. Another budget is another folder. The last line of stdout is one JSON object.
@@ -43,8 +45,10 @@ from training.sft import SftConfig
 FIRST = ("sft", "grpo", "sft_more")
 ARMS = (
     *FIRST, "grpo_no_fidelity", "grpo_no_quality", "grpo_no_naturalness", "grpo_gamma_0",
-    "grpo_gamma_1", "grpo_groups_4", "grpo_groups_16", "grpo_other_noise",
+    "grpo_gamma_1", "grpo_groups_4", "grpo_groups_16", "grpo_other_noise", "sft_tuned",
+    "grpo_tuned",
 )  # fmt: skip
+SHIPPED = ("sft", "sft_tuned")  # not trained any further
 COMPOSITES = {
     "grpo_no_fidelity": Composite(fidelity=0.0),
     "grpo_no_quality": Composite(fidelity=1.0),
@@ -86,7 +90,8 @@ def arm_of(base: MiniatureGrpo, arm: str, seed: int) -> MiniatureGrpo:
         rollout = replace(rollout, same_noise=False, branch=False)
     loop = replace(config.loop, name=arm, seed=seed, steps=steps, sheet_every=0)
     run = replace(base.run, config=replace(config, loop=loop, rollout=rollout))
-    return replace(base, run=run, composite=COMPOSITES.get(arm, base.composite))
+    composite = COMPOSITES.get(arm, base.composite)
+    return replace(base, run=run, composite=composite, tuned=arm == "grpo_tuned")
 
 
 def sft_of(study: Study, seed: int, steps: int) -> SftConfig:
@@ -120,7 +125,7 @@ def train_more(study: Study, seed: int, folder: Path, budget_s: float) -> dict[s
 
 def train_arm(study: Study, arm: str, seed: int, folder: Path) -> dict[str, float]:
     """What the training took; its weights lie in the folder."""
-    if arm == "sft":
+    if arm in SHIPPED:
         return {"cpu_s": 0.0, "updates": 0}
     if arm == "sft_more":
         return train_more(study, seed, folder, run_arm(study, "grpo", seed)["cpu_s"])
@@ -140,8 +145,8 @@ def run_arm(study: Study, arm: str, seed: int) -> dict[str, Any]:
         return known
     begun = time.monotonic()
     spent = train_arm(study, arm, seed, folder)
-    weights = study.base.model if arm == "sft" else folder
-    rows = judged(study, weights / "dit.safetensors", seed)
+    weights = study.base.model if arm in SHIPPED else folder
+    rows = judged(study, weights / "dit.safetensors", seed, arm.endswith("_tuned"))
     result = {"arm": arm, "seed": seed, **spent, "figures": means(rows), "rows": rows}
     result["minutes"] = round((time.monotonic() - begun) / 60, 2)
     folder.mkdir(parents=True, exist_ok=True)
@@ -151,9 +156,9 @@ def run_arm(study: Study, arm: str, seed: int) -> dict[str, Any]:
     return result
 
 
-def judged(study: Study, weights: Path, seed: int) -> Rows:
+def judged(study: Study, weights: Path, seed: int, tuned: bool = False) -> Rows:
     """Figures of these weights; all arms of a seed are judged by the same whole reward."""
-    base = study.base
+    base = replace(study.base, tuned=tuned)
     engine = Engine.load(base.model)
     load_strict(engine.dit, weights)
     reward = grpo_miniature.reward_of(engine, base.model, Composite())

@@ -8,7 +8,8 @@ judged by are videos of held-out characters (`training.heldout`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ from training.heldout import HeldOut, Watch
 from training.loop import LoopConfig, Outcome
 from training.measure import Instruments
 from training.policy import Task
+from training.prompt_tuning import tuned_clip
 from training.rewards.composite import Composite
 from training.rewards.miniature import Miniature
 from training.rewards.naturalness import Naturalness
@@ -39,7 +41,8 @@ SHIPPED = Path("models/miniature")
 @dataclass(frozen=True)
 class MiniatureGrpo:
     """run: its numbers. composite: weights of the reward. tasks: requests, each of so many
-    subjects and num_frames. cases, seeds, steps: of the held-out looks, see `HeldOut`."""
+    subjects and num_frames. cases, seeds, steps: of the held-out looks, see `HeldOut`. tuned:
+    prompts describe their casts (`training.prompt_tuning`), in training and at looks."""
 
     run: GrpoRun
     composite: Composite = field(default_factory=Composite)
@@ -50,6 +53,7 @@ class MiniatureGrpo:
     seeds: int = 2
     steps: int = 8
     model: Path = SHIPPED
+    tuned: bool = False
 
 
 def miniature() -> MiniatureGrpo:
@@ -106,9 +110,11 @@ def held_out(asked: MiniatureGrpo, engine: Engine, reward: Miniature) -> HeldOut
     """The looks at videos of held-out casts of as many subjects."""
     tools = Instruments.load(asked.model)
     clips = evaluate.sample_clips(asked.cases, asked.subjects)
-    return HeldOut(
+    looks = HeldOut(
         engine, tools, reward, evaluate.prepare(clips, tools), asked.seeds, asked.steps
     )
+    vlm = engine.encoders.vlm
+    return replace(looks, rewrite=partial(tuned_clip, vlm=vlm)) if asked.tuned and vlm else looks
 
 
 def train(asked: MiniatureGrpo, folder: Path) -> Outcome:
@@ -116,7 +122,10 @@ def train(asked: MiniatureGrpo, folder: Path) -> Outcome:
     torch.set_num_threads(1)
     engine = Engine.load(asked.model)
     reward = reward_of(engine, asked.model, asked.composite)
-    tasks = tasks_of(cast_clips(asked.tasks, asked.subjects), engine, asked.num_frames)
+    clips = cast_clips(asked.tasks, asked.subjects)
+    if asked.tuned and engine.encoders.vlm is not None:
+        clips = [tuned_clip(clip, engine.encoders.vlm) for clip in clips]
+    tasks = tasks_of(clips, engine, asked.num_frames)
     watch = Watch(held_out(asked, engine, reward)) if asked.run.config.loop.sheet_every else None
     return learn(asked.run, engine, reward, tasks, folder, watch)
 

@@ -15,7 +15,7 @@ Cases and noise are the same at every look, so that looks are compared case by c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,6 +34,7 @@ from training.measure import Instruments, Score
 from training.policy import Task
 from training.rewards.door import TOTAL, Reward, judged
 from training.rewards.monitor import Monitor
+from training.world.clip import Clip
 
 FIGURES = (
     "oracle_identity", "worst", "similarity", "copy_paste", "motion", "amplitude", "diversity",
@@ -53,7 +54,8 @@ class HeldOut:
     """Looks at a transformer among an engine's other parts.
 
     seeds: videos of each case, at least two. steps: of their denoising. bf16: under autocast.
-    noise: another number is other noise for the same cases.
+    noise: another number is other noise for the same cases. rewrite: what is asked for instead of a
+    case's own clip; the case is measured by its own.
     shown: the first video of the first cases, as the last look has made them.
     """
 
@@ -65,6 +67,7 @@ class HeldOut:
     steps: int = 12
     bf16: bool = True
     noise: int = 0
+    rewrite: Callable[[Clip], Clip] = field(default=lambda clip: clip)
     cache: EncodingCache = field(default_factory=EncodingCache)
     shown: list[NDArray[np.uint8]] = field(default_factory=list)
 
@@ -76,11 +79,12 @@ class HeldOut:
             Engine(model, *parts, self.cache), steps=self.steps, bf16=self.bf16
         )
         found: Rows = {name: [] for name in FIGURES}
+        asked = [self.rewrite(case.clip) for case in self.cases]
         self.shown.clear()
         for start in range(0, len(self.cases), BATCH):
             some = self.cases[start : start + BATCH]
             videos_KB = [
-                generate([case.clip for case in some], self._noise(start, len(some), k))
+                generate(asked[start : start + BATCH], self._noise(start, len(some), k))
                 for k in range(self.seeds)
             ]
             self.shown += list(videos_KB[0])[: SHOWN - len(self.shown)]

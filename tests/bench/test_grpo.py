@@ -14,7 +14,7 @@ from bench.grpo import ARMS, Study, arm_of, in_order, small
 from training import grpo_miniature
 from training.heldout import FIGURES
 
-TRAINED = [arm for arm in ARMS if arm not in ("sft", "sft_more")]
+TRAINED = [arm for arm in ARMS if arm not in (*grpo.SHIPPED, "sft_more")]
 
 
 @pytest.mark.parametrize("arm", TRAINED)
@@ -30,9 +30,11 @@ def test_each_arm_changes_what_it_is_called_after(arm: str) -> None:
     differs = {
         "composite": asked.composite != base.composite,
         "groups": config.groups != plain.groups,
+        "prompts": asked.tuned != base.tuned,
         "noise": config.rollout.same_noise != plain.rollout.same_noise,
     }
     part = {"grpo_groups_4": "groups", "grpo_groups_16": "groups", "grpo_other_noise": "noise"}
+    part["grpo_tuned"] = "prompts"
     changed = set() if arm == "grpo" else {part.get(arm, "composite")}
     assert {name for name, differ in differs.items() if differ} == changed
 
@@ -56,12 +58,13 @@ def test_an_unknown_arm_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_small_study_runs_and_is_not_repeated(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = ["--small", "--seeds", "1", "--arms", "sft,grpo,sft_more", "--json"]
+    asked = ["--small", "--seeds", "1", "--arms", "sft,grpo,sft_more,sft_tuned", "--json"]
     asked += ["--folder", str(tmp_path)]
     with torch.enable_grad():
         assert grpo.main(asked) == 0
     first = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert set(first["arms"]) == {"sft", "grpo", "sft_more"}
+    assert set(first["arms"]) == {"sft", "grpo", "sft_more", "sft_tuned"}
+    assert first["arms"]["sft_tuned"]["minus_sft"]["amplitude"]["difference"] != 0
     for arm in ("grpo", "sft_more"):
         own = first["arms"][arm]
         assert set(own["mean"]) == set(own["minus_sft"]) == set(FIGURES)
