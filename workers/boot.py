@@ -165,11 +165,7 @@ class Station:
         """Load the weights that a job is for, see `workers.reload`; called with `using` held.
         False: there is no engine any more, and it is loaded anew.
 
-        Args:
-            model: the name that the job asks for; the preset's own: any.
-
-        Raises:
-            SpecError, CheckpointError: as `Reload.fit`.
+        model: what the job names; the preset's name is none. Raises as `Reload.fit`.
         """
         if self.engine is None:
             return False
@@ -356,6 +352,9 @@ class Station:
         assert self.reload is not None
         while not self._closed.wait(reload.LOOK_EVERY_S):
             try:
+                if self.encoder is not None:
+                    self.reload.watch(self.encoder.digest)
+                    continue
                 self.reload.round(self.engine)
                 if self.using.acquire(blocking=False):
                     try:

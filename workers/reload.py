@@ -89,6 +89,7 @@ class Reload:
         self._kept: dict[str, Ready] = {}  # the last few, the latest last
         self._tried: set[str] = set()
         self._refused: dict[str, str] = {}
+        self._watched = ""  # by `watch`: where the channel led when it last looked
         self._lock = threading.RLock()
         self._rounding = threading.Lock()
 
@@ -122,6 +123,26 @@ class Reload:
         if _is_channel(self._address.ref):
             with self._rounding:
                 self._look(engine)
+
+    def watch(self, encoders: str) -> None:
+        """In place of `round`, for a worker that only encodes: it serves every model with the
+        encoders that it has, so there is nothing to fetch; where the channel's has others, it says
+        so. encoders: see `engine.encoder.digest_of`."""
+        from engine.encoder import digest_of
+
+        try:
+            registry = self._address.open()
+            digest = registry.find(self._address.ref)
+            if digest == self._watched:
+                return
+            manifest = registry.manifest(digest)
+            base = base_of(manifest)
+            found = digest_of(manifest if base is None else registry.manifest(base))
+            told = f"the encoders of {digest[:12]} are others: it needs a new worker"
+            self.message, self._watched = "" if found == encoders else told, digest
+        except (RegistryError, CheckpointError) as error:
+            self.message = str(error)
+            log.warning("channels not seen: %s", error)
 
     def _look(self, engine: "Engine | None") -> None:
         try:

@@ -286,6 +286,37 @@ def test_a_worker_says_which_weights_it_runs(
         station.leave()
 
 
+def test_who_only_encodes_serves_every_model_with_its_encoders(
+    registry: Registry, settings: Settings, random_model: Path, tmp_path: Path, pushed
+) -> None:
+    """Nothing is fetched for it; encoders that are others are told."""
+    blobs = str(tmp_path / "own" / "blobs")
+    own = {"model_dir": f"{registry.store.url}#stable", "blobs_url": blobs}
+    station = Station(settings.model_copy(update=own | {"runtime": "device=cpu,encoders=only"}))
+    try:
+        station.load()
+        assert station.reload is not None and station.encoder is not None
+        encoders = station.encoder.digest
+        assert (station.state.encoders, station.state.digest) == (encoders, "")
+        digest = pushed(louder)
+        registry.channels.move("stable", digest)
+        station.reload.watch(encoders)
+        assert station.reload.message == ""
+        pulled = adapters.pull(registry, digest, tmp_path / "elsewhere")
+        assert Engine.load(pulled).encoder.digest == encoders
+        assert not (settings.model_copy(update=own).model_cache / digest).exists()
+        other = variant(random_model, tmp_path / "w", louder, configs={"limits": {"max_frames": 5}})
+        registry.channels.move("stable", registry.push(other))
+        station.reload.watch(encoders)
+        assert "needs a new worker" in station.reload.message
+        assert (station.state.state, station.state.message) == ("idle", station.reload.message)
+        registry.channels.roll_back("stable")
+        station.reload.watch(encoders)
+        assert station.reload.message == ""
+    finally:
+        station.leave()
+
+
 # --- adapters, by the name of their channel -------------------------------------------------------
 
 
