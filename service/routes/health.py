@@ -55,8 +55,8 @@ def _workers(house: House) -> None:
     if not fit:
         raise ServiceError(f"No worker can take a job. {_reasons(makers)}")
     encoders = [worker for worker in present if not worker.makes_videos]
-    served = {worker.digest for worker in encoders if worker.healthy}
-    if all(worker.role == "denoise" and worker.digest not in served for worker in fit):
+    served = {worker.encoders for worker in encoders if worker.healthy}
+    if all(worker.role == "denoise" and worker.encoders not in served for worker in fit):
         why = _reasons([worker for worker in encoders if not worker.healthy])
         if served:
             why = "The workers that encode have other weights."

@@ -96,16 +96,16 @@ def test_a_worker_that_only_encodes_takes_no_jobs(client: TestClient, roster: Ro
 
 
 def test_who_needs_encodings_needs_somebody_who_encodes(client: TestClient, roster: Roster) -> None:
-    roster.announce(WorkerState("w", "idle", role="denoise", digest="d"))
+    roster.announce(WorkerState("w", "idle", role="denoise", encoders="d"))
     check = client.get("/readyz").json()["checks"]["workers"]
     assert not check["ok"] and "No worker encodes" in check["message"]
     roster.announce(WorkerState("e", "unhealthy", message="no room", role="encode"))
     check = client.get("/readyz").json()["checks"]["workers"]
     assert not check["ok"] and "unhealthy: no room" in check["message"]
-    roster.announce(WorkerState("e", "busy", role="encode", digest="another"))
+    roster.announce(WorkerState("e", "busy", role="encode", encoders="another"))
     check = client.get("/readyz").json()["checks"]["workers"]
     assert not check["ok"] and "have other weights" in check["message"]
-    roster.announce(WorkerState("e", "busy", role="encode", digest="d"))
+    roster.announce(WorkerState("e", "busy", role="encode", encoders="d"))
     assert client.get("/readyz").status_code == 200
     roster.announce(WorkerState("e", "unhealthy", message="no room", role="encode"))
     roster.announce(WorkerState("all", "idle"))
