@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -86,18 +85,3 @@ def test_what_is_left_is_the_shipped_model_with_adapters_merged(
     moved = [n for n, x in dit.state_dict().items() if not torch.equal(x, shipped[n].bfloat16())]
     assert (folder / "lora.safetensors").exists()
     assert moved and all(n.endswith("weight") and "blocks." in n for n in moved)
-
-
-def test_a_finished_run_that_is_started_again_has_nothing_to_do(
-    done: tuple[Path, Outcome], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from training.grpo_epochs import Rollouts
-
-    def never(*given: Any) -> None:
-        raise AssertionError("rollouts were made")
-
-    monkeypatch.setattr(Rollouts, "_play", never)
-    asked = tiny()
-    loop = replace(asked.run.config.loop, sheet_every=0)
-    asked = replace(asked, run=replace(asked.run, config=replace(asked.run.config, loop=loop)))
-    assert grpo_miniature.train(asked, done[0]).step == 2

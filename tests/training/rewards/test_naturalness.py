@@ -38,12 +38,14 @@ def task(clip: Clip, prompt: str | None = None) -> Task:
     return Task(spec, cast, Encoded(NOTHING, NOTHING))
 
 
-@pytest.mark.parametrize("still", [True, False])
-def test_true_frames_agree_with_their_own_prompt(judge: Naturalness, still: bool) -> None:
-    """24 clips against a neighbour's prompt: .2 more, and more for four of five."""
+@pytest.mark.parametrize(("still", "num"), [(True, 24), (False, 10)])
+def test_true_frames_agree_with_their_own_prompt(
+    judge: Naturalness, still: bool, num: int
+) -> None:
+    """Against a neighbour's prompt: .2 more on the mean, and more for most."""
     clips = [
         sample_clip(seed, split="heldout", num_subjects=1 + seed % 3, style="names", still=still)
-        for seed in range(24)
+        for seed in range(num)
     ]
     frames, tasks = torch.from_numpy(np.stack([c.frames for c in clips])), [task(c) for c in clips]
     own, other = judge(frames, tasks), judge(frames, tasks[1:] + tasks[:1])
