@@ -44,7 +44,8 @@ def ended(status: int, found: bytes) -> bool:
 
 def job(base: str, end: float) -> None:
     until(end, f"{base}/readyz", lambda status, _: status == 200)
-    status, found = call(f"{base}/v1/videos", {"prompt": "somebody waves", "seed": "7", "steps": "4"})
+    asked: dict[str, object] = {"prompt": "somebody waves", "seed": "7", "steps": "4"}
+    status, found = call(f"{base}/v1/videos", asked)
     if status != 202:
         sys.exit(f"not accepted: {status} {found[:500]!r}")
     at = f"{base}/v1/videos/{json.loads(found)['id']}"
