@@ -1,6 +1,7 @@
 """In calm weather it is an S3 server; in a storm answers are wrong in every way, and then right."""
 
 import os
+from pathlib import Path
 
 import boto3
 import pytest
@@ -8,6 +9,8 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from bench import flaky_s3
+from engine.errors import RegistryError
+from engine.stores import open_store
 
 
 def test_it_storms_and_is_calm_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,3 +34,23 @@ def test_it_storms_and_is_calm_again(monkeypatch: pytest.MonkeyPatch) -> None:
         weather.storm = False
         assert s3.get_object(Bucket="models", Key="x")["Body"].read() == b"x" * 1000
     assert os.environ["AWS_ENDPOINT_URL"] == "http://elsewhere"
+
+
+def test_half_an_object_is_not_taken_for_a_whole_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By the store of models: half a manifest would be a fault of the model's."""
+    monkeypatch.setattr(flaky_s3, "HANGS_S", 0.0)
+    (tmp_path / "x").write_bytes(b"x" * 1500)
+    with flaky_s3.sky() as (weather, _):
+        boto3.Session().client("s3").create_bucket(Bucket="models")
+        store = open_store("s3://models/all")
+        store.write("models/x", tmp_path / "x")
+        weather.storm, whole, broken = True, 0, 0
+        for _ in range(20):
+            try:
+                whole += store.read("models/x", 4000)[0] == b"x" * 1500  # type: ignore[index]
+            except RegistryError:
+                broken += 1
+        weather.storm = False
+        assert whole and broken and whole + broken == 20 and weather.told["cut"]
