@@ -8,6 +8,7 @@ TroupeError
 ├── StateError        a saved state of a run must not be gone on from; the run starts anew
 ├── VideoError        frames could not be written as a video, or a video could not be read
 ├── RegistryError     models cannot be published, found or fetched; says which and why
+│   └── UnverifiedError   nobody whose word counts vouches for one
 ├── SigningError      a video could not be signed: no key, no certificate, or the signature failed
 └── Cancelled         somebody asked for the work to stop; not a fault
 
@@ -56,6 +57,10 @@ class VideoError(TroupeError):
 
 class RegistryError(TroupeError):
     """A registry that cannot be used, or a model or channel that is not in it as wanted."""
+
+
+class UnverifiedError(RegistryError):
+    """Nobody whose word counts here vouches for the model."""
 
 
 class SigningError(TroupeError):

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from engine.errors import RegistryError, SigningError
+from engine.errors import RegistryError, SigningError, UnverifiedError
 from engine.folders import MANIFEST
 
 MAX_SIGNATURE_BYTES = 100_000
@@ -48,7 +48,7 @@ def check(manifest: bytes, signature: bytes | None, key: Path) -> None:
         key: PEM of the public key.
     """
     if signature is None:
-        raise RegistryError(f"the model is not signed, and only those signed for {key} are taken")
+        raise UnverifiedError(f"the model is not signed, and only those signed for {key} are taken")
     verifying, hashing = _package("verifying"), _package("hashing")
     whole = hashing.Config().use_file_serialization(hashing_algorithm="sha256")
     with _alone(manifest) as folder:
@@ -58,7 +58,8 @@ def check(manifest: bytes, signature: bytes | None, key: Path) -> None:
             verifier = verifying.Config().use_elliptic_key_verifier(public_key=key)
             verifier.set_hashing_config(whole).verify(folder, bundle)
         except Exception as error:  # whatever it is, the model is not vouched for
-            raise RegistryError(f"the signature is not of {key}'s owner: {error!s:.200}") from error
+            why = f"the signature is not of {key}'s owner: {error!s:.200}"
+            raise UnverifiedError(why) from error
 
 
 def _package(part: str) -> Any:

@@ -16,7 +16,7 @@ from service.settings import Settings
 
 MIN_FAILED = 3
 MIN_SCORES = 5
-SURE = 2.0  # standard errors
+SURE = 4.0  # standard errors: asked again after every job, two would be passed by chance
 
 
 @dataclass(frozen=True)

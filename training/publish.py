@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +165,10 @@ def publish(
 
 
 def code_version() -> str:
-    """The commit that this is run from; where there is none, the version."""
+    """The commit that this is run from; where there is none, or no git, the version, and "unknown"
+    where nothing is installed."""
+    if shutil.which("git") is None:
+        return _installed()
     told = subprocess.run(
         ["git", "rev-parse", "HEAD"],
         cwd=Path(__file__).parent,
@@ -172,7 +176,14 @@ def code_version() -> str:
         text=True,
         check=False,
     )
-    return told.stdout.strip() if told.returncode == 0 else version("troupe")
+    return told.stdout.strip() if told.returncode == 0 else _installed()
+
+
+def _installed() -> str:
+    try:
+        return version("troupe")
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def run(anyway: bool = False) -> None:

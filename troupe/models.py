@@ -13,8 +13,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from engine.channels import CANARY, STABLE, Channel
-from engine.errors import CheckpointError, RegistryError, SigningError
+from engine.channels import CANARY, NAME, STABLE, Channel
+from engine.errors import CheckpointError, RegistryError, SigningError, UnverifiedError
 from engine.evaluation import reached, shortfalls
 from engine.folders import Manifest, read_manifest
 from engine.registry import Address, Registry, base_of
@@ -178,11 +178,25 @@ def verify(ref: Ref = STABLE, at: At = "") -> None:
 @models.command()
 def pull(ref: Ref = STABLE, at: At = "") -> None:
     """Fetch a model into this machine's own folder for them, or check every byte of what is there,
-    and of its base. What a worker does as it starts; for a container that runs before it."""
+    and of its base. What a worker does as it starts; for a container that runs before it. Where a
+    channel's model is damaged or not signed, the one before it, as the worker will."""
     with opened(at) as registry:
-        digest = registry.find(ref)
-        for one in filter(None, (digest, base_of(registry.manifest(digest)))):
-            print(registry.pull(one, Settings().model_cache))
+        led = [registry.find(ref)]
+        if NAME.fullmatch(ref) and led[0] == registry.channels.read(ref).digest:
+            led += [line.digest for line in reversed(registry.channels.read(ref).lines)]
+        *others, last = dict.fromkeys(filter(None, led))
+        for digest in others:
+            try:
+                _pull(registry, digest)
+                return
+            except (CheckpointError, UnverifiedError) as error:
+                err.print(f"{digest[:12]} is passed over: {error}", markup=False)
+        _pull(registry, last)
+
+
+def _pull(registry: Registry, digest: str) -> None:
+    for one in filter(None, (digest, base_of(registry.manifest(digest)))):
+        print(registry.pull(one, Settings().model_cache))
 
 
 @models.command()

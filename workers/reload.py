@@ -9,67 +9,41 @@ between two.
 A channel besides those two that leads to an adapter is a model that requests may name: all such
 are followed too, and lie ready (`engine.resident`), so that from one to another takes no disk.
 
-A model that cannot be used is put in quarantine for all workers, with the reason, and the weights
-that served go on. So does a canary that fails more jobs than the channel's own model, or keeps
-characters less far. A store that does not answer is no model's fault: it is asked again.
+A model that is wrong is put in quarantine for all workers, with the reason, and the weights that
+served go on. So is a canary that fails more jobs than the channel's own model, or keeps characters
+less far. What is no model's fault stays with this worker: a store that does not answer is asked
+again, a card without memory or weights that cannot be written over need an engine made anew.
 """
 
 import hashlib
 import logging
 import threading
 import time
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.channels import CANARY, NAME, STABLE
-from engine.errors import BackendError, CheckpointError, RegistryError, SpecError, TroupeError
+from engine.errors import (
+    BackendError,
+    CheckpointError,
+    RegistryError,
+    SpecError,
+    TroupeError,
+    UnverifiedError,
+)
 from engine.registry import SHORTEST, Address, Registry, base_of
 from service.errors import LedgerDown
 from service.fleet import Fleet
+from workers.ready import Ready
 from workers.tidy import tidy
 
 if TYPE_CHECKING:
-    from engine.folders import Held, Manifest
     from engine.pipeline import Engine
     from engine.resident import Resident
 
 log = logging.getLogger(__name__)
 LOOK_EVERY_S = 2.0
 KEPT = 4  # models whose files stay verified and held: those that serve, and to roll back to
-
-
-class Ready:
-    """A model that was pulled. digest: as a channel names it; manifest: of the folder that an
-    engine loads (another where it is an adapter). held: its files, verified and looked at, as long
-    as `close` is not called."""
-
-    def __init__(self, digest: str, folder: Path, manifest: "Manifest") -> None:
-        self.digest, self.folder, self.manifest = digest, folder, manifest
-        self.held: Held | None = None
-        self.weights = manifest.digest()  # what an engine with it is called
-        self._stack = ExitStack()
-
-    def check(self, engine: "Engine") -> None:
-        """Beside the jobs. Raises CheckpointError or BackendError."""
-        from engine import swap
-
-        if self.held is None:
-            self.held = self._stack.enter_context(swap.checked(engine, self.folder))
-
-    def take(self, engine: "Engine") -> None:
-        """Between two jobs: its weights into the engine. Raises as `engine.swap.take`."""
-        from engine import swap
-
-        if self.held is None:
-            swap.swap(engine, self.folder)
-        else:
-            swap.take(engine, self.held)
-
-    def close(self) -> None:
-        """Let go of the files."""
-        self.held = None
-        self._stack.close()
 
 
 class Reload:
@@ -89,6 +63,7 @@ class Reload:
         self._kept: dict[str, Ready] = {}  # the last few, the latest last
         self._tried: set[str] = set()
         self._refused: dict[str, str] = {}
+        self._blind = False  # the last look at the channels failed
         self._watched = ""  # by `watch`: where the channel led when it last looked
         self._lock = threading.RLock()
         self._rounding = threading.Lock()
@@ -107,11 +82,23 @@ class Reload:
         if _is_channel(ref):
             led += [line.digest for line in reversed(registry.channels.read(ref).lines)]
         for digest in dict.fromkeys(filter(None, led)):
-            if digest not in self._refused:
-                self._stable = self._served = ready = self._pull(digest)
+            ready = None if digest in self._refused else self._whole(digest)
+            if ready is not None:
+                self._stable = self._served = ready
                 self._keep(ready)
                 return ready.folder
-        raise RegistryError(f"every model of {ref} is in quarantine: {self._refused[led[0]]}")
+        raise RegistryError(f"no model of {ref} can be served: {self._refused[led[0]]}")
+
+    def _whole(self, digest: str) -> Ready | None:
+        """A model to begin with; None where it is damaged, or nobody vouches for it."""
+        try:
+            return self._pull(digest)
+        except CheckpointError as error:
+            self._refuse(digest, str(error))
+        except UnverifiedError as error:
+            self._refused = {**self._refused, digest: str(error)}
+            log.error("%s is not begun with: %s", digest, error)
+        return None
 
     @property
     def named(self) -> dict[str, str]:
@@ -150,7 +137,7 @@ class Reload:
             registry = self._address.open()
             channels = registry.channels
             stable = channels.read(self._address.ref)
-            canary = channels.read(CANARY) if self._address.ref != CANARY else None
+            canary = channels.read(CANARY) if self._address.ref == STABLE else None
             self.message = self._refused.get(stable.digest, "")
             ready = self._prepared(stable.digest, engine)
             with self._lock:
@@ -162,8 +149,9 @@ class Reload:
             self._judge()
             self._look_for_named(registry, engine)
             tidy(self._cache, [one.folder for one in self._kept.values()])
+            self._blind = False
         except (RegistryError, LedgerDown, OSError) as error:
-            self.message = str(error)
+            self._blind, self.message = True, str(error)
             log.warning("channels not seen: %s", error)
 
     def fit(self, engine: "Engine", ref: str = "", model: str = "") -> None:
@@ -174,49 +162,62 @@ class Reload:
 
         Raises:
             SpecError: nothing of that name is served.
-            CheckpointError: what has that name cannot be loaded; the next try may find another.
-            BackendError: neither the new weights nor those before could be loaded: the engine must
-                not be used any more.
+            CheckpointError: what has that name cannot be loaded, or the channels cannot be seen;
+                the next try may find more.
+            BackendError: this worker could not load what it should, through no fault of the model:
+                the engine must not be used any more.
         """
+        from engine import swap
+
         if model and model not in self._named:
             self.round(engine)  # it may be new
         with self._lock:
             wanted = self._named_for(model) if model else self._for(ref)
-        if wanted is None or wanted.weights == engine.digest:
-            self._served = wanted or self._served
+        if wanted is None:
             return
         try:
-            self._exchange(engine, wanted)
+            if wanted.weights != engine.digest:
+                self._exchange(engine, wanted)
+            self._try_out(engine, wanted)
             self._served = wanted
             return
-        except Exception as error:  # whatever it is, the weights before are known to work
+        except CheckpointError as error:  # the weights before are known to work
             log.exception("%s is not served", wanted.digest)
-            self._refuse(wanted.digest, str(error) or type(error).__name__)
+            self._refuse(wanted.digest, str(error))
+        except Exception as error:
+            log.exception("%s cannot be loaded here", wanted.digest)
+            swap.rename(engine, "")
+            raise BackendError(f"{wanted.digest[:12]} cannot be loaded here: {error}") from error
         self._restore(engine)
         if model:  # other weights than these would be another answer than was asked for
             raise CheckpointError(f"{model}: {self.message}")
 
     def _exchange(self, engine: "Engine", wanted: Ready) -> None:
-        from engine import golden
-
         began = time.monotonic()
         ready = self._resident
         if ready is not None and engine.digest in ready and wanted.weights in ready:
             ready.take(engine, wanted.weights)
         else:
             wanted.take(engine)
-        took_s = time.monotonic() - began
+        told = "serving %s, digest %s: exchanged in %.3f s"
+        log.info(told, wanted.digest, engine.digest, time.monotonic() - began)
+
+    def _try_out(self, engine: "Engine", wanted: Ready) -> None:
+        """The small request, once for each model, that of the start included."""
+        from engine import golden
+
         if wanted.digest not in self._tried:
+            began = time.monotonic()
             golden.check(engine, wanted.manifest.evaluation)
             self._tried.add(wanted.digest)
-        told = "serving %s, digest %s: exchanged in %.3f s, tried out in %.3f s"
-        tried_s = time.monotonic() - began - took_s
-        log.info(told, wanted.digest, engine.digest, took_s, tried_s)
+            log.info("%s tried out in %.3f s", wanted.digest, time.monotonic() - began)
 
     def _restore(self, engine: "Engine") -> None:
         from engine import swap
 
         served = self._served
+        if served is not None and served.digest in self._refused:
+            served = None  # the very model that it began with
         if served is not None and served.weights == engine.digest:
             return  # nothing was touched
         try:
@@ -243,6 +244,8 @@ class Reload:
 
     def _named_for(self, model: str) -> Ready:
         found = self._named.get(model)
+        if found is None and self._blind:
+            raise CheckpointError(f"{model}: the channels cannot be seen now: {self.message}")
         if found is None or found.digest in self._refused:
             why = "in quarantine" if found else "not served here, or not any more"
             raise SpecError("model", f"{model} is {why}")
@@ -271,11 +274,19 @@ class Reload:
             return None
         try:
             if digest not in self._is_adapter:
-                self._is_adapter[digest] = base_of(registry.manifest(digest)) is not None
+                self._is_adapter[digest] = self._is_mine(registry, digest)
         except (CheckpointError, RegistryError) as error:
             log.warning("%s is not looked at: %s", digest, error)
             return None
         return self._prepared(digest, engine) if self._is_adapter[digest] else None
+
+    def _is_mine(self, registry: Registry, digest: str) -> bool:
+        """Whether it is an adapter of a model such as this worker serves: its channel may be for
+        others."""
+        base, stable = base_of(registry.manifest(digest)), self._stable
+        if base is None or stable is None:
+            return False
+        return registry.manifest(base).configs == stable.manifest.configs
 
     def _lay_ready(self, engine: "Engine") -> None:
         """Of the adapters those whose base is what the channel leads to."""
@@ -302,8 +313,12 @@ class Reload:
             found = self._kept.get(digest) or self._pull(digest)
             if engine is not None:
                 found.check(engine)
-        except (CheckpointError, BackendError) as error:
+        except CheckpointError as error:
             self._refuse(digest, str(error))
+            return None
+        except BackendError as error:  # an engine made anew may take it
+            self.message = f"{digest[:12]} needs a new worker: {error}"
+            log.warning("%s", self.message)
             return None
         except RegistryError as error:  # not vouched for here, or the store is away
             self.message = f"{digest[:12]}: {error}"

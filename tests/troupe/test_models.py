@@ -196,3 +196,18 @@ def test_a_model_is_fetched_where_workers_look_for_it(
     (fetched / "dit.safetensors").write_bytes(b"flipped")
     assert told("pull", digest[:10]).exit_code == 0
     assert verify(fetched).digest() == digest
+
+
+def test_a_damaged_model_of_a_channel_is_passed_over_for_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TROUPE_BLOBS_URL", f"{tmp_path}/blobs")
+    good, bad = pushed(tmp_path, 1.0), pushed(tmp_path, 2.0)
+    for digest in (good, bad):
+        assert told("promote", digest).exit_code == 0
+    for path in (tmp_path / "registry").rglob(f"{bad}/dit.safetensors"):
+        path.write_bytes(path.read_bytes()[:-1])
+    found = told("pull")
+    assert found.exit_code == 0 and good in found.output.replace("\n", "")
+    assert f"{bad[:12]} is passed over" in found.output
+    assert told("pull", bad[:10]).exit_code == 1  # asked for by name, it is that or nothing

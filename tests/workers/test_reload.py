@@ -8,9 +8,10 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from engine import adapters
+from engine import adapters, golden
+from engine.channels import Channels
 from engine.checkpoint import read_tensors
-from engine.errors import CheckpointError, SpecError
+from engine.errors import BackendError, CheckpointError, RegistryError, SpecError
 from engine.folders import DIT, Manifest, read_manifest, save_folder, verify
 from engine.pipeline import Engine
 from engine.registry import Address, Registry
@@ -20,7 +21,8 @@ from service.ledger import connect
 from tests.engine.test_signatures import key_pair
 from tests.engine.test_swap import louder, picture, spoil, variant
 from workers.boot import Station
-from workers.reload import KEPT, Ready, Reload, _part
+from workers.ready import Ready
+from workers.reload import KEPT, Reload, _part
 from workers.settings import Settings
 
 
@@ -400,3 +402,91 @@ def test_who_names_an_adapter_that_cannot_be_loaded_gets_no_other(
     assert engine.digest == before and wrong in fleet.quarantined()
     with pytest.raises(SpecError, match="quarantine"):
         reload.fit(engine, "local/v", "noir")
+
+
+def test_a_workers_own_trouble_is_no_fault_of_the_model(
+    registry: Registry,
+    reload: Reload,
+    engine: Engine,
+    fleet: Fleet,
+    pushed,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    registry.channels.move("stable", pushed(louder))
+    reload.round(engine)
+
+    def full(*_: object) -> None:
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(golden, "check", full)
+    with pytest.raises(BackendError, match="out of memory"):
+        reload.fit(engine, "local/v1")
+    assert engine.digest == "" and not fleet.quarantined()  # nobody takes it for either model
+
+
+def test_weights_that_cannot_be_written_over_need_a_new_worker_and_no_quarantine(
+    registry: Registry,
+    reload: Reload,
+    engine: Engine,
+    fleet: Fleet,
+    pushed,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = engine.digest
+    registry.channels.move("stable", pushed(louder))
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "team", object())
+        reload.round(engine)
+    reload.fit(engine)
+    assert engine.digest == first and "needs a new worker" in reload.message
+    assert not fleet.quarantined()
+
+
+def test_a_model_that_a_worker_begins_with_is_tried_out_too(
+    registry: Registry, fleet: Fleet, tmp_path: Path, pushed
+) -> None:
+    good = registry.find("stable")
+    wrong = pushed(louder, evaluation={"golden": [0.0] * 48})
+    registry.channels.move("stable", wrong)
+    begun = follower(registry, fleet, tmp_path)
+    engine = Engine.load(begun.first())
+    with pytest.raises(BackendError):
+        begun.fit(engine, "local/v1")
+    assert engine.digest == "" and [*fleet.quarantined()] == [wrong]
+    assert verify(begun.first()).digest() == good
+
+
+def test_a_worker_begins_with_the_model_before_a_damaged_or_unsigned_one(
+    registry: Registry, fleet: Fleet, tmp_path: Path, pushed
+) -> None:
+    good, damaged = registry.find("stable"), pushed(louder)
+    registry.channels.move("stable", damaged)
+    path = tmp_path / "registry" / "models" / damaged / DIT
+    path.write_bytes(path.read_bytes()[:-1])
+    assert verify(follower(registry, fleet, tmp_path).first()).digest() == good
+    assert [*fleet.quarantined()] == [damaged]
+
+
+def test_other_channels_models_are_left_to_their_workers(
+    registry: Registry, fleet: Fleet, tmp_path: Path, random_model: Path, pushed
+) -> None:
+    configs = read_manifest(random_model).configs
+    other = pushed(louder, configs={**configs, "limits": {"max_frames": 5}})
+    registry.channels.move("v2", other)
+    registry.channels.move("canary", pushed(louder))
+    registry.channels.move("noir", adapter(registry, random_model, tmp_path / "a", 0.1))
+    mine = Reload(Address(registry.store.url, "v2"), tmp_path / "cache-v2", fleet, "v2")
+    engine = Engine.load(mine.first())
+    mine.round(engine)
+    assert not fleet.quarantined() and not mine.named and mine._canary is None
+
+
+def test_a_name_asked_for_while_the_store_is_away_is_asked_again(
+    reload: Reload, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object) -> None:
+        raise RegistryError("S3 is away")
+
+    monkeypatch.setattr(Channels, "read", away)
+    with pytest.raises(CheckpointError, match="cannot be seen now"):
+        reload.fit(engine, "local/v1", "noir")
