@@ -279,10 +279,9 @@ def told(videos: Sequence[Mapping[str, Any]], publisher: Publisher) -> dict[str,
 def exchanges(place: Stage) -> dict[str, Any]:
     """What workers wrote of their exchanges, seconds."""
     text = "".join(place.log(name) for name in place.workers)
-    found = re.findall(r"exchanged in ([0-9.]+) s, tried out in ([0-9.]+) s", text)
     return {
-        "exchanged_s": quantiles([float(one) for one, _ in found]),
-        "tried_out_s": quantiles([float(one) for _, one in found if float(one) > 0.001]),
+        f"{name}_s": quantiles([float(one) for one in re.findall(rf"{words} in ([0-9.]+) s", text)])
+        for name, words in (("exchanged", "exchanged"), ("tried_out", "tried out"))
     }
 
 

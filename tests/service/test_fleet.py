@@ -1,6 +1,8 @@
 """What the workers know of models together."""
 
+import random
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -47,17 +49,36 @@ def scored(mean: float, jobs: int, spread: float = 0.1) -> Outcomes:
 @pytest.mark.parametrize(
     ("one", "reason"),
     [
-        (Outcomes(2, 2), ""),
-        (Outcomes(3, 3), "3 of 3 jobs failed, 2% elsewhere"),
-        (Outcomes(100, 3), ""),
-        (Outcomes(100, 10), "10 of 100 jobs failed"),
-        (scored(0.1, 4), ""),
-        (scored(0.1, 5), "likeness 0.100 in 5 jobs, 0.600 elsewhere"),
-        (scored(0.58, 20), ""),
-        (scored(0.55, 100), "likeness 0.550"),
+        (Outcomes(3, 3), ""),
+        (Outcomes(4, 4), "4 of 4 jobs failed, 2% elsewhere"),
+        (Outcomes(100, 10), ""),
+        (Outcomes(100, 20), "20 of 100 jobs failed"),
+        (scored(0.1, 15), ""),
+        (scored(0.1, 16), "likeness 0.100 in 16 jobs, 0.600 elsewhere"),
+        (scored(0.55, 100), ""),
+        (scored(0.5, 100), "likeness 0.500"),
         (scored(0.9, 100), ""),
     ],
 )
 def test_worse_is_worse_beyond_chance(one: Outcomes, reason: str) -> None:
     usual = Outcomes(100, 2, 98, 0.6 * 98, (0.36 + 0.01) * 98)
     assert one.worse_than(usual).startswith(reason) and bool(one.worse_than(usual)) == bool(reason)
+
+
+def test_an_equal_canary_is_seldom_taken_back() -> None:
+    chance = random.Random(1)
+
+    def taken_back() -> bool:
+        usual = replace(scored(0.5, 2000), failed=100)
+        canary = Outcomes()
+        for _ in range(100):
+            score, failed = chance.gauss(0.5, 0.1), chance.random() < 0.05
+            canary = Outcomes(
+                canary.jobs + 1, canary.failed + failed, canary.scored + (not failed),
+                canary.total + score * (not failed), canary.squares + score**2 * (not failed),
+            )  # fmt: skip
+            if canary.worse_than(usual):
+                return True
+        return False
+
+    assert sum(taken_back() for _ in range(200)) <= 4

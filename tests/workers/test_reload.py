@@ -238,7 +238,7 @@ def test_a_canary_that_is_worse_is_taken_back_by_itself(
     reload.round(engine)
     for turn in range(20):
         fleet.note(first, False, 0.6 + 0.01 * (turn % 3))
-    for turn in range(6):
+    for turn in range(16):
         reload.fit(engine, f"local/v{turn}")
         assert engine.digest == digest
         reload.note(how == "failures", None if how == "failures" else 0.4)
