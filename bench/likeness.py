@@ -28,7 +28,6 @@ part all along, which cannot be seen). `cost` is the judge's CPU time / that of 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -45,8 +44,9 @@ from rich.progress import track
 from rich.table import Table
 from scipy.stats import spearmanr
 
+from bench.program import UNUSABLE, told
 from engine.candidates import best, seed_of
-from engine.errors import CheckpointError, TroupeError
+from engine.errors import CheckpointError
 from engine.likeness import FLAWED, Judge, Likeness, load_judge
 from engine.pipeline import Engine
 from engine.spec import Reference
@@ -320,17 +320,8 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
 def main(given: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 2 when a model folder cannot be used."""
     asked = arguments(given)
-    torch.set_num_threads(1)
-    console = Console(stderr=True)
-    try:
-        result = measure(asked, console)
-    except TroupeError as error:
-        console.print(f"[red]{error}[/red]")
-        return 2
-    console.print(table(result))
-    if asked.json:
-        sys.stdout.write(json.dumps(result) + "\n")
-    return 0
+    result = told(lambda console: measure(asked, console), table, asked.json)
+    return UNUSABLE if result is None else 0
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ Seconds are the clock's, for a disk is waited for: on a busy machine all of them
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import sys
@@ -38,7 +37,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from engine.errors import TroupeError
+from bench.program import UNUSABLE, told
 from engine.flow import History
 from engine.pipeline import Engine
 from engine.presets import PRESETS
@@ -192,18 +191,9 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
 def main(given: Sequence[str] | None = None) -> int:
     """Exit status: 0, 1 when a job that went on ended otherwise, 2 when the model is unusable."""
     asked = arguments(given)
-    torch.set_num_threads(1)
-    console = Console(stderr=True)
-    try:
-        with tempfile.TemporaryDirectory(prefix="troupe-", dir=".") as folder:
-            result = measure(asked, Path(folder), console)
-    except TroupeError as error:
-        console.print(f"[red]{error}[/red]")
-        return 2
-    console.print(table(result))
-    if asked.json:
-        sys.stdout.write(json.dumps(result) + "\n")
-    return 0 if result["equal"] else 1
+    with tempfile.TemporaryDirectory(prefix="troupe-", dir=".") as folder:
+        result = told(lambda console: measure(asked, Path(folder), console), table, asked.json)
+    return UNUSABLE if result is None else int(not result["equal"])
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ and at every threshold, with the same seed. For each threshold:
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -31,9 +30,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from bench.program import UNUSABLE, told
 from engine import flow
 from engine.encodings import stack
-from engine.errors import TroupeError
 from engine.pipeline import Engine
 from engine.spec import Guidance
 from engine.tiers import Run
@@ -179,17 +178,8 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
 def main(given: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 2 when a model folder cannot be used."""
     asked = arguments(given)
-    torch.set_num_threads(1)
-    console = Console(stderr=True)
-    try:
-        result = measure(asked, console)
-    except TroupeError as error:
-        console.print(f"[red]{error}[/red]")
-        return 2
-    console.print(table(result))
-    if asked.json:
-        sys.stdout.write(json.dumps(result) + "\n")
-    return 0
+    result = told(lambda console: measure(asked, console), table, asked.json)
+    return UNUSABLE if result is None else 0
 
 
 if __name__ == "__main__":

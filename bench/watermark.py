@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,7 +25,6 @@ from typing import Any
 
 import av
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
@@ -34,9 +32,9 @@ from rich.progress import track
 from rich.table import Table
 from scipy.ndimage import gaussian_filter
 
+from bench.program import UNUSABLE, told
 from bench.tiers import psnr
 from engine import watermark
-from engine.errors import TroupeError
 from engine.pipeline import Engine
 from engine.video import ASM, Video
 from training import evaluate
@@ -234,17 +232,9 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
 def main(given: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 2 when a model folder cannot be used."""
     asked = arguments(given)
-    torch.set_num_threads(1)
-    console = Console(stderr=True, width=None if sys.stderr.isatty() else 160)
-    try:
-        result = measure(asked, console)
-    except TroupeError as error:
-        console.print(f"[red]{error}[/red]")
-        return 2
-    console.print(table(result))
-    if asked.json:
-        sys.stdout.write(json.dumps(result) + "\n")
-    return 0
+    width = None if sys.stderr.isatty() else 160
+    result = told(lambda console: measure(asked, console), table, asked.json, width)
+    return UNUSABLE if result is None else 0
 
 
 if __name__ == "__main__":

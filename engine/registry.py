@@ -25,7 +25,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from engine import folders, signatures
-from engine.channels import Channels
+from engine.channels import NAME, Channel, Channels
 from engine.contents import check_file, check_listed
 from engine.errors import CheckpointError, RegistryError
 from engine.folders import MANIFEST, MAX_MANIFEST_BYTES, SIGNATURE, Manifest
@@ -173,10 +173,21 @@ class Registry:
             if len(found) == 1:
                 return found[0]
             raise RegistryError(f"{len(found)} models of {self.store.url} begin with {ref}")
+        return self._channel(ref).digest
+
+    def led(self, ref: str) -> list[str]:
+        """What `find` says, and of a channel what it led to before, the latest first."""
+        if not is_channel(ref):
+            return [self.find(ref)]
+        channel = self._channel(ref)
+        past = (line.digest for line in reversed(channel.lines))
+        return [*dict.fromkeys(filter(None, (channel.digest, *past)))]
+
+    def _channel(self, ref: str) -> Channel:
         channel = self.channels.read(ref)
         if not channel.digest:
             raise RegistryError(f"the channel {ref} of {self.store.url} leads to no model")
-        return channel.digest
+        return channel
 
     def remove(self, digest: str) -> None:
         """Its manifest first, so that nobody takes half a model for a whole one."""
@@ -209,6 +220,12 @@ class Registry:
                     raise
         if hashed.hexdigest() != wanted:
             raise CheckpointError(f"{name} is not the file that the manifest lists")
+
+
+def is_channel(ref: str) -> bool:
+    """Whether it may be led elsewhere; a digest, or its start, may not."""
+    digest = len(ref) >= SHORTEST and set(ref) <= set("0123456789abcdef")
+    return NAME.fullmatch(ref) is not None and not digest
 
 
 def base_of(manifest: Manifest) -> str | None:

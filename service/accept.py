@@ -100,22 +100,17 @@ async def accept(
 async def place(order: Order, caller: Caller, house: House) -> Accepted:
     """What `accept` says, of an order."""
     ready = house.durable.assured and _is_served(order.spec.tier, house.roster.recall(), house)
+    ref = ref_of(caller.tenant, new_id("video"))
     if order.bound or order.source is not None or not ready:
-        ref = _new_ref(caller)
         if any(one.upload is not None and one.upload.link for one in order.bound):
             order = await _fetched(ref, order, house)
         return await house.turns.run(caller.tenant, _place_in_order, ref, order, caller, house)
     # There is nothing to store before the record, so all is done in one go.
-    ref = _new_ref(caller)
     taken = await house.front.submit(ref, _request(order, house), order.terms, _quota(order, house))
     standing = standing_of(taken.standing) if taken.standing else None
     if taken.ref == ref:
         house.doorbell.ring_soon(ref)
     return Accepted(views.video(taken.job or await house.front.read(taken.ref)), standing)
-
-
-def _new_ref(caller: Caller) -> str:
-    return ref_of(caller.tenant, new_id("video"))
 
 
 async def _fetched(own: str, order: Order, house: House) -> Order:
@@ -183,12 +178,12 @@ def _placed(ref: str, order: Order, caller: Caller, house: House, first: bool) -
         request = _stored(ref, order, house)
         for one in order.bound:
             attested(f"{ref}#{one.name}", one.consent, caller, house)
-        made = house.ledger.submit(ref, request, order.terms, quota).ref
-        if made != ref:  # this one was on its way for longer than a key is kept for that
+        taken = house.ledger.submit(ref, request, order.terms, quota)
+        if taken.ref != ref:  # this one was on its way for longer than a key is kept for that
             _undo(ref, house)
-            return Accepted(views.video(house.ledger.read(made)), None)
+            return Accepted(views.video(taken.job or house.ledger.read(taken.ref)), None)
     house.doorbell.ring_soon(ref)
-    return Accepted(views.video(house.ledger.read(ref)), standing if first else None)
+    return Accepted(views.video(taken.job or house.ledger.read(ref)), standing if first else None)
 
 
 def attested(name: str, consent: Consent | None, caller: Caller, house: House) -> str:

@@ -87,7 +87,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         yield
         await house.events.close()
         house.outward.close()
-        house.turns.close()
         house.intake.close()
         house.doorbell.close()
         await house.front.close()

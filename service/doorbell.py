@@ -47,7 +47,10 @@ class Doorbell:
 
     def __init__(self, settings: Settings) -> None:
         timeout = settings.redis_timeout_s
-        self._settings = settings
+        self._encode_key = f"{broker_options(settings)['global_keyprefix']}{ENCODE_QUEUE}"
+        self._broker = redis.Redis.from_url(  # connects when it is first asked for something
+            settings.broker_url or settings.redis_url, socket_timeout=timeout, decode_responses=True
+        )
         self._celery = Celery("troupe", broker=settings.celery_broker, set_as_current=False)
         self._celery.conf.update(
             task_serializer="json",
@@ -112,13 +115,10 @@ class Doorbell:
 
     def forget(self, ref: str) -> None:
         """Take a deleted job's id out of the encoders' queue. Without a broker, an encoder will."""
-        key = f"{broker_options(self._settings)['global_keyprefix']}{ENCODE_QUEUE}"
-        url = self._settings.broker_url or self._settings.redis_url
         try:
-            with redis.Redis.from_url(url, socket_timeout=self._settings.redis_timeout_s) as broker:
-                for message in broker.lrange(key, 0, -1):
-                    if _said(message) == [ref]:
-                        broker.lrem(key, 1, message)
+            for message in map(str, self._broker.lrange(self._encode_key, 0, -1)):
+                if _said(message) == [ref]:
+                    self._broker.lrem(self._encode_key, 1, message)
         except redis.RedisError as error:
             log.warning("%s left in the encoders' queue: %s", ref, error)
 
@@ -136,8 +136,9 @@ class Doorbell:
             self._soon.put(None)
             self._ringer.join(10)
         self._celery.close()
+        self._broker.close()
 
 
-def _said(message: bytes) -> object:
+def _said(message: str) -> object:
     """The task's arguments, of kombu's envelope (Celery's message protocol 2)."""
     return json.loads(base64.b64decode(json.loads(message)["body"]))[0]

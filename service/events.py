@@ -21,12 +21,11 @@ from types import FrameType
 from typing import Any
 
 import redis
-import redis.asyncio as aioredis
 from starlette.responses import StreamingResponse
 from starlette.types import Send
 
 from service.errors import LedgerDown, NotFound, QueueFull, RequestError
-from service.ledger import answering
+from service.ledger import answering, connect_async
 from service.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -99,16 +98,7 @@ class Events:
 
     def __init__(self, settings: Settings) -> None:
         self._prefix = f"{settings.key_prefix}:events:"
-        pool = aioredis.BlockingConnectionPool.from_url(
-            settings.redis_url,
-            decode_responses=True,
-            client_name=f"{settings.key_prefix}-events",
-            max_connections=1,
-            timeout=settings.redis_timeout_s,
-            socket_timeout=settings.redis_timeout_s,
-            socket_connect_timeout=settings.redis_timeout_s,
-        )
-        self._redis = aioredis.Redis(connection_pool=pool)
+        self._redis = connect_async(settings, "events")
         self._listeners: set[Listener] = set()
         self._some = asyncio.Event()
         self._leaving = False

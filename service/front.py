@@ -13,16 +13,13 @@ from functools import cache
 from typing import Any
 
 import redis
-import redis.asyncio as aioredis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError
 
 from service import scripts
-from service.errors import NotFound
 from service.jobs import PLAIN, Job, Quota, Taken, Terms, job_of
-from service.ledger import answering
-from service.refs import id_of
+from service.ledger import answering, connect_async, unknown
 from service.settings import Settings
 from service.submission import submission, taken
 
@@ -41,17 +38,8 @@ class Front:
     def __init__(self, settings: Settings) -> None:
         self._prefix = f"{settings.key_prefix}:"
         self._max_queued = settings.max_queued
-        pool = aioredis.BlockingConnectionPool.from_url(
-            settings.redis_url,
-            decode_responses=True,
-            client_name=f"{settings.key_prefix}-front",
-            max_connections=1,
-            timeout=settings.redis_timeout_s,
-            socket_timeout=settings.redis_timeout_s,
-            socket_connect_timeout=settings.redis_timeout_s,
-            retry=Retry(NoBackoff(), 1),  # a connection may have died; scripts may be run twice
-        )
-        self._redis = aioredis.Redis(connection_pool=pool)
+        # A connection may have died since its last use; scripts may be run twice.
+        self._redis = connect_async(settings, "front", retry=Retry(NoBackoff(), 1))
         self._waiting: list[Asked] = []
         self._flusher: asyncio.Task[None] | None = None
 
@@ -70,7 +58,7 @@ class Front:
         """See `Ledger.read`."""
         [answer] = await self._run("read", ref)
         if (job := job_of(ref, answer)) is None:
-            raise NotFound(f"There is no video {id_of(ref)!r:.80}.")
+            raise unknown(ref)
         return job
 
     async def close(self) -> None:

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import redis
+import redis.asyncio as aioredis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -58,6 +59,21 @@ def connect(settings: Settings) -> redis.Redis:
     return redis.Redis(connection_pool=pool)
 
 
+def connect_async(settings: Settings, name: str, **given: Any) -> aioredis.Redis:
+    """The same for one task of an event loop, over one connection that `CLIENT LIST` names."""
+    pool = aioredis.BlockingConnectionPool.from_url(
+        settings.redis_url,
+        decode_responses=True,
+        client_name=f"{settings.key_prefix}-{name}",
+        max_connections=1,
+        timeout=settings.redis_timeout_s,
+        socket_timeout=settings.redis_timeout_s,
+        socket_connect_timeout=settings.redis_timeout_s,
+        **given,
+    )
+    return aioredis.Redis(connection_pool=pool)
+
+
 @contextmanager
 def answering() -> Iterator[None]:
     """Turns every failure of Redis into LedgerDown, with one message for the client."""
@@ -68,6 +84,11 @@ def answering() -> Iterator[None]:
         raise LedgerDown(
             "The job ledger (Redis) does not answer. Try the same again shortly."
         ) from error
+
+
+def unknown(ref: str) -> NotFound:
+    """What is said of a job that is not there, or somebody else's."""
+    return NotFound(f"There is no video {id_of(ref)!r:.80}.")
 
 
 class Ledger:
@@ -150,7 +171,7 @@ class Ledger:
         """Raises NotFound for an unknown one."""
         [job] = self._read([ref])
         if job is None:
-            raise NotFound(f"There is no video {id_of(ref)!r:.80}.")
+            raise unknown(ref)
         return job
 
     def _read(self, refs: Sequence[str]) -> list[Job | None]:
@@ -190,7 +211,7 @@ class Ledger:
         """
         word = self._run("cancel", ref, CANCELLED)[0]
         if word == "gone":
-            raise NotFound(f"There is no video {id_of(ref)!r:.80}.")
+            raise unknown(ref)
         return bool(word == "ok")
 
     def delete(self, ref: str) -> str:
@@ -201,7 +222,7 @@ class Ledger:
         """
         word = str(self._run("delete", ref)[0])
         if word == "gone":
-            raise NotFound(f"There is no video {id_of(ref)!r:.80}.")
+            raise unknown(ref)
         return word
 
     def books(self) -> Books:

@@ -9,9 +9,11 @@ import threading
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextvars import copy_context
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
+
+from anyio import CapacityLimiter
+from anyio.to_thread import run_sync
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -24,7 +26,7 @@ class Turns:
     """Threads beside those that the framework has for all else. Belongs to one event loop."""
 
     def __init__(self, at_once: int = AT_ONCE, each: int = OF_ONE_TENANT) -> None:
-        self._pool = ThreadPoolExecutor(at_once, thread_name_prefix="turns")
+        self._threads = CapacityLimiter(at_once)
         self._each = each
         self._ways: dict[str, asyncio.Semaphore] = {}
         self._users: Counter[str] = Counter()
@@ -35,17 +37,11 @@ class Turns:
         self._users[tenant] += 1
         try:
             async with way:
-                loop, context = asyncio.get_running_loop(), copy_context()
-                work = partial(context.run, partial(call, *args, **kw))
-                return await loop.run_in_executor(self._pool, work)
+                return await run_sync(partial(call, *args, **kw), limiter=self._threads)
         finally:
             self._users[tenant] -= 1
             if not self._users[tenant]:
                 del self._users[tenant], self._ways[tenant]
-
-    def close(self) -> None:
-        """Take no more."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
 
 
 class FairPool:

@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from engine.channels import CANARY, NAME, STABLE, Channel
+from engine.channels import CANARY, STABLE, Channel
 from engine.errors import CheckpointError, RegistryError, SigningError, UnverifiedError
 from engine.evaluation import reached, shortfalls
 from engine.folders import Manifest, read_manifest
@@ -181,10 +181,7 @@ def pull(ref: Ref = STABLE, at: At = "") -> None:
     and of its base. What a worker does as it starts; for a container that runs before it. Where a
     channel's model is damaged or not signed, the one before it, as the worker will."""
     with opened(at) as registry:
-        led = [registry.find(ref)]
-        if NAME.fullmatch(ref) and led[0] == registry.channels.read(ref).digest:
-            led += [line.digest for line in reversed(registry.channels.read(ref).lines)]
-        *others, last = dict.fromkeys(filter(None, led))
+        *others, last = registry.led(ref)
         for digest in others:
             try:
                 _pull(registry, digest)

@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.channels import CANARY, NAME, STABLE
+from engine.channels import CANARY, STABLE
 from engine.errors import (
     BackendError,
     CheckpointError,
@@ -31,7 +31,7 @@ from engine.errors import (
     TroupeError,
     UnverifiedError,
 )
-from engine.registry import SHORTEST, Address, Registry, base_of
+from engine.registry import Address, Registry, base_of, is_channel
 from service.errors import LedgerDown
 from service.fleet import Fleet
 from workers.ready import Ready
@@ -78,10 +78,8 @@ class Reload:
         self._learn()
         registry = self._address.open()
         ref = self._address.ref
-        led = [registry.find(ref)]
-        if _is_channel(ref):
-            led += [line.digest for line in reversed(registry.channels.read(ref).lines)]
-        for digest in dict.fromkeys(filter(None, led)):
+        led = registry.led(ref)
+        for digest in led:
             ready = None if digest in self._refused else self._whole(digest)
             if ready is not None:
                 self._stable = self._served = ready
@@ -107,7 +105,7 @@ class Reload:
 
     def round(self, engine: "Engine | None") -> None:
         """One look at the channels. Whatever goes wrong, the next one tries again."""
-        if _is_channel(self._address.ref):
+        if is_channel(self._address.ref):
             with self._rounding:
                 self._look(engine)
 
@@ -367,12 +365,6 @@ class Reload:
             self._fleet.quarantine(digest, reason, self._worker)
         except LedgerDown as error:
             log.warning("not told to other workers: %s", error)
-
-
-def _is_channel(ref: str) -> bool:
-    """Whether it may be led elsewhere; a digest, or its start, may not."""
-    digest = len(ref) >= SHORTEST and set(ref) <= set("0123456789abcdef")
-    return NAME.fullmatch(ref) is not None and not digest
 
 
 def _part(ref: str) -> float:

@@ -13,6 +13,7 @@ from service.deps import House, Reader, TheHouse, Writer
 from service.errors import NotFound, RequestError
 from service.form import Raw, fetched, read_body
 from service.intake import picture_of
+from service.pages import edges
 from service.refs import new_id, ref_of
 from service.removal import remove_video
 from service.routes.content import AsAsked, send
@@ -87,12 +88,7 @@ def listing(
     last = after and ref_of(caller.tenant, after)
     found, more = house.subjects.page(caller.tenant, last, limit, order == "desc")
     data = [_shown(one) for one in found]
-    return SubjectPage(
-        data=data,
-        first_id=data[0].id if data else None,
-        last_id=data[-1].id if data else None,
-        has_more=more,
-    )
+    return SubjectPage(data=data, has_more=more, **edges(data))
 
 
 @router.get("/v1/subjects/{subject_id}")

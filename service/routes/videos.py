@@ -10,6 +10,7 @@ from service.accept import accept
 from service.deps import Reader, TheHouse, Writer
 from service.form import read_body
 from service.logs import named
+from service.pages import edges
 from service.refs import ref_of
 from service.removal import remove_video
 from service.schemas import CreateVideo, Video, VideoDeleted, VideoPage
@@ -49,12 +50,7 @@ def listing(
     last = after and ref_of(caller.tenant, after)
     jobs, more = house.ledger.page(caller.tenant, last, limit, order == "desc")
     data = [views.video(job) for job in jobs]
-    return VideoPage(
-        data=data,
-        first_id=data[0].id if data else None,
-        last_id=data[-1].id if data else None,
-        has_more=more,
-    )
+    return VideoPage(data=data, has_more=more, **edges(data))
 
 
 @router.get("/{video_id}", response_model=Video)

@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Page, expect
 from service.auth import Keys
 from service.fleet import Fleet
 from service.ledger import connect
-from tests.e2e.test_studio import PATIENCE_MS, browser, pytestmark
+from tests.e2e.test_studio import browser, pytestmark, watched
 from tests.service.rig import Service, picture, redis_url, settings, wait_for
 from workers.settings import Settings
 
@@ -33,19 +33,8 @@ def service(settings: Settings, tmp_path: Path) -> Iterator[Service]:
 
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
-    page = context.new_page()
-    page.set_default_timeout(PATIENCE_MS)
-    expect.set_options(timeout=PATIENCE_MS)
-    wrong: list[str] = []
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on(
-        "console",
-        lambda said: wrong.append(said.text) if "Content Security Policy" in said.text else None,
-    )
-    yield page
-    context.close()
-    assert wrong == []
+    with watched(browser) as page:
+        yield page
 
 
 def post(service: Service, key: str, prompt: str, steps: int) -> str:

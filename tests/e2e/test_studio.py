@@ -6,6 +6,7 @@ Only the engine is scripted (tests/workers/scripted.py): its prompt `slow` waits
 import re
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -67,9 +68,9 @@ def _is_ready(service: Service) -> bool:
         return False
 
 
-@pytest.fixture
-def page(browser: Browser, service: Service) -> Iterator[Page]:
-    """The studio, freshly opened; any script error or policy violation fails the test."""
+@contextmanager
+def watched(browser: Browser) -> Iterator[Page]:
+    """An empty page; any script error or policy violation fails the test."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     page = context.new_page()
     page.set_default_timeout(PATIENCE_MS)
@@ -80,13 +81,20 @@ def page(browser: Browser, service: Service) -> Iterator[Page]:
         "console",
         lambda said: wrong.append(said.text) if "Content Security Policy" in said.text else None,
     )
-    page.goto(service.url)
-    expect(page.locator("#service")).to_have_attribute("data-state", "ready")
     yield page
     context.close()
-    for video in httpx.get(f"{service.url}/v1/videos", timeout=30).json()["data"]:
-        httpx.delete(f"{service.url}/v1/videos/{video['id']}", timeout=30)
     assert wrong == []
+
+
+@pytest.fixture
+def page(browser: Browser, service: Service) -> Iterator[Page]:
+    """The studio, freshly opened."""
+    with watched(browser) as page:
+        page.goto(service.url)
+        expect(page.locator("#service")).to_have_attribute("data-state", "ready")
+        yield page
+        for video in httpx.get(f"{service.url}/v1/videos", timeout=30).json()["data"]:
+            httpx.delete(f"{service.url}/v1/videos/{video['id']}", timeout=30)
 
 
 def _until(element: Locator, condition: str) -> None:

@@ -52,9 +52,14 @@ def test_names_for_a_model(store: Store, tmp_path: Path) -> None:
     registry.channels.move("stable", one)
     assert registry.find("stable") == registry.find(one) == registry.find(one[:10]) == one
     assert registry.find(two[:8]) == two
+    registry.channels.move("stable", two)
+    assert registry.led("stable") == [two, one]
+    assert registry.led(one) == registry.led(one[:10]) == [one]
     for wrong in ("canary", "deadbeef00", "DEADBEEF"):
         with pytest.raises(RegistryError):
             registry.find(wrong)
+        with pytest.raises(RegistryError):
+            registry.led(wrong)
 
 
 def test_a_push_that_was_cut_off_is_completed(store: Store, tmp_path: Path) -> None:

@@ -84,6 +84,22 @@ def ledger(settings: Settings) -> Iterator[Ledger]:
 
 
 @pytest.fixture
+def connection(settings: Settings) -> Iterator[redis.Redis]:
+    """To the same Redis."""
+    connection = connect(settings)
+    yield connection
+    connection.close()
+
+
+@pytest.fixture
+def operator(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands find the same Redis, on a wide terminal."""
+    monkeypatch.setenv("TROUPE_REDIS_URL", settings.redis_url)
+    monkeypatch.setenv("TROUPE_KEY_PREFIX", settings.key_prefix)
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.fixture
 def roster(settings: Settings) -> Iterator[Roster]:
     """The roster over the same Redis; whoever is announced stays, however slow the machine."""
     connection = connect(settings)

@@ -1,7 +1,7 @@
 """The audit chain over a real Redis: appended by many at once, and all tampering found."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields, replace
 from typing import Any
@@ -14,13 +14,6 @@ from service.auth import EVERYBODY
 from service.errors import LedgerDown, RequestError
 from service.ledger import connect
 from workers.settings import Settings
-
-
-@pytest.fixture
-def connection(settings: Settings) -> Iterator[redis.Redis]:
-    connection = connect(settings)
-    yield connection
-    connection.close()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import hashlib
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,13 +13,6 @@ from service.errors import Forbidden, LedgerDown, NotFound, RequestError, Unauth
 from service.ledger import connect
 from tests.service.rig import keys_of
 from workers.settings import Settings
-
-
-@pytest.fixture
-def connection(settings: Settings) -> Iterator[redis.Redis]:
-    connection = connect(settings)
-    yield connection
-    connection.close()
 
 
 @pytest.fixture

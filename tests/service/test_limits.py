@@ -1,7 +1,7 @@
 """Quotas over a real Redis: what is reserved, charged and given back, and that it adds up."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import redis
@@ -19,13 +19,6 @@ from tests.service.rig import keys_of, request_of, wait_for
 from workers.settings import Settings
 
 REF = "acme/video_1"
-
-
-@pytest.fixture
-def connection(settings: Settings) -> Iterator[redis.Redis]:
-    connection = connect(settings)
-    yield connection
-    connection.close()
 
 
 @pytest.fixture

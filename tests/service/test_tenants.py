@@ -1,21 +1,12 @@
 """Tenants' bounds over a real Redis, in the hash that the ledger reads."""
 
-from collections.abc import Iterator
 
 import pytest
 import redis
 
 from service.errors import RequestError
-from service.ledger import connect
 from service.tenants import BOUNDS, Tenant, Tenants
 from workers.settings import Settings
-
-
-@pytest.fixture
-def connection(settings: Settings) -> Iterator[redis.Redis]:
-    connection = connect(settings)
-    yield connection
-    connection.close()
 
 
 @pytest.fixture

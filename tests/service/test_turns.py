@@ -23,7 +23,6 @@ def test_one_tenants_slow_calls_leave_threads_to_others() -> None:
         gate.set()
         assert await asyncio.gather(*slow) == [True] * 20
         assert not turns._ways and not turns._users
-        turns.close()
 
     asyncio.run(story())
 
@@ -36,7 +35,6 @@ def test_a_call_sees_its_callers_context_and_its_error_comes_back() -> None:
         with pytest.raises(ZeroDivisionError):
             await turns.run("a", lambda: 1 / 0)
         assert not turns._ways
-        turns.close()
 
     asyncio.run(story())
 

@@ -1,32 +1,26 @@
 """`troupe audit` as an operator runs it, over a real Redis."""
 
 import json
-from collections.abc import Iterator
 
 import pytest
 import redis
 from typer.testing import CliRunner, Result
 
 from service.audit import Audit
-from service.ledger import connect
-from tests.service.rig import redis_url, settings
+from tests.service.rig import connection, operator, redis_url, settings
 from troupe.main import app
 from workers.settings import Settings
 
-__all__ = ["redis_url", "settings"]
+__all__ = ["connection", "operator", "redis_url", "settings"]
+
+pytestmark = pytest.mark.usefixtures("operator")
 
 
 @pytest.fixture(autouse=True)
-def connection(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[redis.Redis]:
-    monkeypatch.setenv("TROUPE_REDIS_URL", settings.redis_url)
-    monkeypatch.setenv("TROUPE_KEY_PREFIX", settings.key_prefix)
-    monkeypatch.setenv("COLUMNS", "200")
-    connection = connect(settings)
+def _chain(connection: redis.Redis, settings: Settings) -> None:
     audit = Audit(connection, settings)
     for number in range(4):
         audit.append("acme", "key0", "x.done", f"acme/{number}", {"n": number})
-    yield connection
-    connection.close()
 
 
 def told(*arguments: str) -> Result:

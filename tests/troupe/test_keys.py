@@ -9,18 +9,13 @@ from typer.testing import CliRunner, Result
 from service.auth import Keys
 from service.errors import Unauthenticated
 from service.ledger import connect
-from tests.service.rig import redis_url, settings
+from tests.service.rig import operator, redis_url, settings
 from troupe.main import app
 from workers.settings import Settings
 
-__all__ = ["redis_url", "settings"]
+__all__ = ["operator", "redis_url", "settings"]
 
-
-@pytest.fixture(autouse=True)
-def _environment(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TROUPE_REDIS_URL", settings.redis_url)
-    monkeypatch.setenv("TROUPE_KEY_PREFIX", settings.key_prefix)
-    monkeypatch.setenv("COLUMNS", "200")
+pytestmark = pytest.mark.usefixtures("operator")
 
 
 def told(*arguments: str) -> Result:

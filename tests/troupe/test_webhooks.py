@@ -9,18 +9,13 @@ from service.audit import Audit
 from service.ledger import Ledger, connect
 from service.webhooks import Outbox, Secrets
 from tests.service.letters import ended
-from tests.service.rig import ledger, redis_url, settings
+from tests.service.rig import ledger, operator, redis_url, settings
 from troupe.main import app
 from workers.settings import Settings
 
-__all__ = ["ledger", "redis_url", "settings"]
+__all__ = ["ledger", "operator", "redis_url", "settings"]
 
-
-@pytest.fixture(autouse=True)
-def _environment(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TROUPE_REDIS_URL", settings.redis_url)
-    monkeypatch.setenv("TROUPE_KEY_PREFIX", settings.key_prefix)
-    monkeypatch.setenv("COLUMNS", "200")
+pytestmark = pytest.mark.usefixtures("operator")
 
 
 def told(*arguments: str) -> Result:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bench.scripted import Progress, Step
 from engine.errors import CheckpointError, SpecError, StateError
 from engine.presets import MINIATURE, Preset
 from engine.runtime import STANDARD, Runtime
@@ -29,29 +30,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ScriptedProgress:
-    """The fields of engine.pipeline.Progress, whose module needs torch."""
-
-    stage: str
-    step: int
-    num_steps: int
-    preview: bytes | None = None
-
-
-@dataclass(frozen=True)
-class ScriptedStep:
-    """The fields of engine.sample.Step that a worker reads."""
-
-    done: int
-    num_steps: int
-
-
-@dataclass(frozen=True)
 class ScriptedState:
     """The door of engine.state.DenoiseState."""
 
     spec: dict[str, Any]
-    step: ScriptedStep
+    step: Step
 
     def to_bytes(self) -> bytes:
         """All of it."""
@@ -87,7 +70,7 @@ class ScriptedEngine:
             spec, done, steps = json.loads(data)
         except ValueError as error:
             raise StateError("resume: no state") from error
-        return ScriptedState(spec, ScriptedStep(done, steps))
+        return ScriptedState(spec, Step(done, steps))
 
     def generate(
         self,
@@ -102,16 +85,16 @@ class ScriptedEngine:
         on_state: Callable[[Any], None] = lambda state: None,
     ) -> Video:
         """Walks through the stages as the real one does."""
-        on_progress(ScriptedProgress("encode", 0, spec.steps))
+        on_progress(Progress("encode", 0, spec.steps))
         first = 0 if resume is None else resume.of(spec)
-        on_progress(ScriptedProgress("denoise", first, spec.steps))
+        on_progress(Progress("denoise", first, spec.steps))
         for step in range(first + 1, spec.steps + 1):
             self.steps_made += 1
             self._act(spec, step)
-            on_state(ScriptedState(spec.to_json(), ScriptedStep(step, spec.steps)))
+            on_state(ScriptedState(spec.to_json(), Step(step, spec.steps)))
             preview = f"preview {step}".encode()
-            on_progress(ScriptedProgress("denoise", step, spec.steps, preview))
-        on_progress(ScriptedProgress("decode", 0, spec.num_frames))
+            on_progress(Progress("denoise", step, spec.steps, preview))
+        on_progress(Progress("decode", 0, spec.num_frames))
         digest = hashlib.sha256(repr(spec).encode())
         for one in references:
             digest.update(one.name.encode() + one.rgb)

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
+from bench.scripted import Progress
 from engine.errors import Cancelled
 from service.errors import BlobError, LedgerDown
 from service.jobs import Claim
-from tests.workers.scripted import ScriptedProgress
 from tests.workers.stage import place, submit
 from workers.boot import Station
 from workers.work import SPANS, STORE_AT, Work
@@ -26,7 +26,7 @@ def work(place: Station) -> Work:
 
 
 def tell(work: Work, stage: str, step: int, preview: bytes | None = None) -> None:
-    work.on_progress(ScriptedProgress(stage, step, 10, preview))  # type: ignore[arg-type]
+    work.on_progress(Progress(stage, step, 10, preview))  # type: ignore[arg-type]
 
 
 def test_the_stages_cover_the_whole_in_order() -> None:
