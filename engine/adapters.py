@@ -13,6 +13,7 @@ so the same digest, whoever merges them.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -24,10 +25,12 @@ from torch import Tensor
 from engine import delta, lora
 from engine.checkpoint import GRID_STEP, open_tensors, read_tensors, tensor_bytes
 from engine.errors import CheckpointError
-from engine.folders import DIT, Manifest, drafting, held, read_manifest, save_folder, verify
+from engine.folders import DIT, Heed, Manifest, drafting, held, read_manifest, save_folder, verify
 from engine.registry import Registry, base_of
 
 DELTA, LORA, STREAM = "delta.safetensors", "lora.safetensors", "stream.safetensors"
+_merging = threading.Lock()  # of two at once each would hold a transformer in memory
+_made: dict[Path, str] = {}  # folders that this process has merged, and their digests
 
 
 def merge(base: Path, adapter: Path, target: Path) -> Manifest:
@@ -60,32 +63,43 @@ def merge(base: Path, adapter: Path, target: Path) -> Manifest:
             return save_folder(target, manifest, files, overwrite=True, moved=draft)
 
 
-def pull(registry: Registry, digest: str, cache: Path) -> Path:
+def pull(
+    registry: Registry, digest: str, cache: Path, heed: Heed = lambda: None
+) -> Path:
     """A published model as a folder below `cache`; an adapter merged into its base.
 
-    Raises RegistryError or CheckpointError.
+    Raises RegistryError or CheckpointError, and what `heed` raises.
     """
-    folder = registry.pull(digest, cache)
+    folder = registry.pull(digest, cache, heed)
     base = base_of(read_manifest(folder))
     if base is None:
         return folder
     target = Path(cache) / f"{digest}-merged"
-    if not _is_merged(target, base, digest):
-        own = registry.pull(base, cache)
+    if not _is_merged(target, base, digest, registry.key is not None, heed):
+        own = registry.pull(base, cache, heed)
         if base_of(read_manifest(own)) is not None:
             raise CheckpointError(f"{digest[:12]} is an adapter of an adapter: merge it first")
-        merge(own, folder, target)
+        with _merging:
+            heed()
+            _made[target] = merge(own, folder, target).digest()
     return target
 
 
-def _is_merged(target: Path, base: str, adapter: str) -> bool:
-    """Whether an earlier merge of these two lies there, whole."""
-    if not target.exists():
+def _is_merged(target: Path, base: str, adapter: str, signed: bool, heed: Heed) -> bool:
+    """Whether an earlier merge of these two lies there, whole.
+
+    signed: only models that somebody vouches for are taken. Nobody signs a merge, and its folder
+    says itself what it was made of: then only what this process has made is believed.
+    """
+    if not target.exists() or (signed and target not in _made):
         return False
     try:
-        return verify(target).lineage == _merged(base, adapter)
+        found = verify(target, heed)
     except CheckpointError:
         return False
+    return found.lineage == _merged(base, adapter) and (
+        not signed or found.digest() == _made[target]
+    )
 
 
 def _merged(base: str, adapter: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -33,6 +33,9 @@ MANIFEST = "manifest.json"
 DIT = "dit.safetensors"  # the transformer: what training changes, and what a swap exchanges
 SIGNATURE = "manifest.sig"  # beside it where the model is signed, see `engine.signatures`
 MAX_MANIFEST_BYTES = 4_000_000
+CHUNK = 1 << 20
+# Called all the time while bytes are fetched or hashed; what it raises ends that and comes out.
+Heed = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -107,13 +110,14 @@ def read_manifest(folder: Path) -> Manifest:
     return Manifest.from_bytes(path.read_bytes())
 
 
-def verify(folder: Path) -> Manifest:
+def verify(folder: Path, heed: Heed = lambda: None) -> Manifest:
     """Checks every file of a model folder against its manifest.
 
     Raises CheckpointError, naming the first file that is missing, altered, unlisted or not plain.
     """
-    with held(folder) as (manifest, _):
-        return manifest
+    with hold(folder, heed=heed) as found:
+        found.require_unchanged()
+        return found.manifest
 
 
 class Held:
@@ -121,15 +125,15 @@ class Held:
     which lead to the very handles that were hashed. Whatever is put in the place of a file
     meanwhile, what was verified is what is read."""
 
-    def __init__(self, manifest: Manifest, folder: Path, view: Path) -> None:
+    def __init__(self, manifest: Manifest, folder: Path, view: Path, heed: Heed) -> None:
         self.manifest, self.view = manifest, view
-        self._folder = folder
+        self._folder, self._heed = folder, heed
         self._handles: dict[str, tuple[int, tuple[int, int]]] = {}
 
     def add(self, name: str, handle: int) -> None:
         """Hash a file and show it. Raises CheckpointError where it is not the one listed."""
         self._handles[name] = handle, _written(handle)
-        if _hashed(handle) != self.manifest.files[name]:
+        if _hashed(handle, self._heed) != self.manifest.files[name]:
             raise CheckpointError(f"{self._folder}: {name} is not the file that the manifest lists")
         (self.view / name).symlink_to(f"/dev/fd/{handle}")
 
@@ -142,7 +146,9 @@ class Held:
 
 
 @contextmanager
-def hold(folder: Path, only: Collection[str] | None = None) -> Iterator[Held]:
+def hold(
+    folder: Path, only: Collection[str] | None = None, heed: Heed = lambda: None
+) -> Iterator[Held]:
     """Verifies a folder and holds it.
 
     Args:
@@ -155,7 +161,7 @@ def hold(folder: Path, only: Collection[str] | None = None) -> Iterator[Held]:
     manifest, folder = read_manifest(folder), Path(folder)
     with ExitStack() as stack:
         view = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="troupe-held-")))
-        found = Held(manifest, folder, view)
+        found = Held(manifest, folder, view, heed)
         for name in sorted(manifest.files if only is None else only):
             require(manifest, [name])
             handle = _open(folder, name)
@@ -310,9 +316,13 @@ def _open(folder: Path, name: str) -> int:
     return handle
 
 
-def _hashed(handle: int) -> str:
-    with open(handle, "rb", closefd=False) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _hashed(handle: int, heed: Heed) -> str:
+    hashed, buffer = hashlib.sha256(), memoryview(bytearray(CHUNK))
+    with open(handle, "rb", buffering=0, closefd=False) as file:
+        while size := file.readinto(buffer):
+            heed()
+            hashed.update(buffer[:size])
+    return hashed.hexdigest()
 
 
 def _written(handle: int) -> tuple[int, int]:

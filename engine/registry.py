@@ -19,6 +19,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from engine import folders, signatures
 from engine.channels import NAME, Channel, Channels
 from engine.contents import check_file, check_listed
 from engine.errors import CheckpointError, RegistryError
-from engine.folders import MANIFEST, MAX_MANIFEST_BYTES, SIGNATURE, Manifest
+from engine.folders import MANIFEST, MAX_MANIFEST_BYTES, SIGNATURE, Heed, Manifest
 from engine.stores import Found, Store, open_store
 
 MODELS = "models"
@@ -133,27 +134,30 @@ class Registry:
         manifest.resolve()
         return manifest
 
-    def pull(self, digest: str, cache: Path) -> Path:
+    def pull(self, digest: str, cache: Path, heed: Heed = lambda: None) -> Path:
         """A published model as a folder below `cache`, hashed on the way; there already, it is
-        verified again. A folder appears whole or not at all."""
+        verified again. A folder appears whole or not at all.
+
+        heed: what it raises gives the pull up, and nothing of it stays.
+        """
         manifest, target = self.manifest(digest), Path(cache) / digest
         self._check_names(digest, manifest)
         if target.exists():
             try:
-                folders.verify(target)
+                _verify(target, digest, heed)
                 return target
             except CheckpointError:
                 shutil.rmtree(target)
         with folders.drafting(target) as draft:
             for name, wanted in sorted(manifest.files.items()):
-                self._fetch(f"{MODELS}/{digest}/{name}", draft / name, wanted)
+                self._fetch(f"{MODELS}/{digest}/{name}", draft / name, wanted, heed)
                 check_file(name, draft / name)
             (draft / MANIFEST).write_bytes(manifest.to_bytes())
             draft.chmod(0o755)
             try:
                 os.replace(draft, target)
             except OSError:  # somebody else was quicker
-                folders.verify(target)
+                _verify(target, digest, heed)
         return target
 
     def models(self) -> dict[str, Listed]:
@@ -203,13 +207,14 @@ class Registry:
         if strange:
             raise CheckpointError(f"{digest[:12]}: not in the manifest: {min(strange)}")
 
-    def _fetch(self, name: str, path: Path, wanted: str) -> None:
+    def _fetch(self, name: str, path: Path, wanted: str, heed: Heed) -> None:
         """One file, hashed as it comes; tried again where the connection broke."""
         for left in reversed(range(TRIES)):
             hashed = hashlib.sha256()
             try:
                 with path.open("wb") as file:
                     for chunk in self.store.stream(name):
+                        heed()
                         hashed.update(chunk)
                         file.write(chunk)
                     file.flush()
@@ -237,6 +242,16 @@ def base_of(manifest: Manifest) -> str | None:
     if base is not None and not (isinstance(base, str) and DIGEST.fullmatch(base)):
         raise CheckpointError(f"{MANIFEST}: lineage.base must be a digest")
     return base
+
+
+def _verify(folder: Path, digest: str, heed: Heed) -> None:
+    """Raises CheckpointError unless it is this very model, whole: its manifest is the one whose
+    signature was looked at, not just one that fits the files beside it."""
+    with suppress(OSError):  # of another user: then it is not ours to keep, either
+        os.utime(folder)  # nobody shall take it for unused meanwhile
+    found = folders.verify(folder, heed).digest()
+    if found != digest:
+        raise CheckpointError(f"{folder} holds another model, {found[:12]}")
 
 
 def _listed(digest: str, names: Mapping[str, Found]) -> Listed:

@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def checked(engine: Engine, folder: Path) -> Iterator[folders.Held]:
+def checked(
+    engine: Engine, folder: Path, heed: folders.Heed = lambda: None
+) -> Iterator[folders.Held]:
     """A folder whose weights an engine can take over, held until they are, so that it need not be
     verified again. Touches nothing; may run beside a request.
 
@@ -43,13 +45,14 @@ def checked(engine: Engine, folder: Path) -> Iterator[folders.Held]:
         BackendError: only a new engine can take it: more than the transformer differs, or the
             weights that serve are not plain tensors on one device.
     """
-    with folders.hold(folder) as found:
+    with folders.hold(folder, heed=heed) as found:
         _check_kind(engine, found.manifest)
         own = dict(engine.dit.named_parameters())
         check_names(dict(own), shapes(found.view / DIT), DIT)
         with opened(found.view / DIT) as file:
             names = set(file.keys())
             for name in own:
+                heed()
                 check_finite(read(file, name, DIT, names), name, DIT)
         yield found
 

@@ -35,7 +35,7 @@ from service.fleet import Fleet
 from service.ledger import Ledger, connect
 from service.limits import Limits
 from service.roster import Roster, WorkerState
-from workers import alive, reload
+from workers import alive
 from workers.purge import LOOK_EVERY_S, Purge
 from workers.reload import Reload
 from workers.settings import Settings
@@ -350,7 +350,7 @@ class Station:
     def _reload_for_ever(self) -> None:
         """What is new is taken over at once where no job is in hand, else before the next one."""
         assert self.reload is not None
-        while not self._closed.wait(reload.LOOK_EVERY_S):
+        while not self._closed.wait(self.reload.pause_s):
             try:
                 if self.encoder is not None:
                     self.reload.watch(self.encoder.digest)

@@ -4,8 +4,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.errors import CheckpointError
+from engine.registry import Address
+
 if TYPE_CHECKING:
-    from engine.folders import Held, Manifest
+    from engine.folders import Heed, Held, Manifest
     from engine.pipeline import Engine
 
 
@@ -20,12 +23,36 @@ class Ready:
         self.weights = manifest.digest()  # what an engine with it is called
         self._stack = ExitStack()
 
-    def check(self, engine: "Engine") -> None:
-        """Beside the jobs. Raises CheckpointError or BackendError."""
+    @classmethod
+    def pull(
+        cls, address: Address, digest: str, cache: Path, heed: "Heed" = lambda: None
+    ) -> "Ready":
+        """Fetched and verified, an adapter merged into its base. Raises RegistryError,
+        CheckpointError, and what `heed` raises."""
+        from engine.adapters import pull
+        from engine.folders import read_manifest
+
+        folder = pull(address.open(), digest, cache, heed)
+        manifest = read_manifest(folder)
+        if folder.name == digest != manifest.digest():
+            raise CheckpointError(f"{folder} holds another model by now")
+        return cls(digest, folder, manifest)
+
+    def again(self) -> "Ready":
+        """The same model, not looked at yet."""
+        return Ready(self.digest, self.folder, self.manifest)
+
+    def check(self, engine: "Engine", heed: "Heed" = lambda: None) -> None:
+        """Beside the jobs. Raises CheckpointError, BackendError, and what `heed` raises."""
         from engine import swap
 
-        if self.held is None:
-            self.held = self._stack.enter_context(swap.checked(engine, self.folder))
+        if self.held is not None:
+            return
+        with ExitStack() as stack:
+            held = stack.enter_context(swap.checked(engine, self.folder, heed))
+            if held.manifest.digest() != self.weights:
+                raise CheckpointError(f"{self.folder} holds another model than was pulled")
+            self.held, self._stack = held, stack.pop_all()
 
     def take(self, engine: "Engine") -> None:
         """Between two jobs: its weights into the engine. Raises as `engine.swap.take`."""

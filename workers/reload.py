@@ -2,7 +2,8 @@
 between two.
 
     round   every other second: where do the channels lead? What is new is pulled, verified and
-            looked at; nothing that serves is touched
+            looked at (`workers.pulls`), and the looking goes on meanwhile; nothing that serves is
+            touched
     fit     with a job in hand, before its first step: the model that this job is for, by its id;
             where that is not the one loaded, weights are exchanged, and the first time tried out
 
@@ -19,6 +20,7 @@ import hashlib
 import logging
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,10 +36,13 @@ from engine.errors import (
 from engine.registry import Address, Registry, base_of, is_channel
 from service.errors import LedgerDown
 from service.fleet import Fleet
+from workers.pulls import Pulls
 from workers.ready import Ready
 from workers.tidy import tidy
+from workers.watch import Watch
 
 if TYPE_CHECKING:
+    from engine.folders import Heed
     from engine.pipeline import Engine
     from engine.resident import Resident
 
@@ -64,9 +69,11 @@ class Reload:
         self._tried: set[str] = set()
         self._refused: dict[str, str] = {}
         self._blind = False  # the last look at the channels failed
-        self._watched = ""  # by `watch`: where the channel led when it last looked
+        self._watch = Watch(address)
         self._lock = threading.RLock()
         self._rounding = threading.Lock()
+        self._pulls = Pulls()
+        self._coming: set[str] = set()  # names whose adapters are on their way
 
     def first(self) -> Path:
         """The folder to begin with: the channel's model, or the latest before it that is not in
@@ -90,7 +97,7 @@ class Reload:
     def _whole(self, digest: str) -> Ready | None:
         """A model to begin with; None where it is damaged, or nobody vouches for it."""
         try:
-            return self._pull(digest)
+            return Ready.pull(self._address, digest, self._cache)
         except CheckpointError as error:
             self._refuse(digest, str(error))
         except UnverifiedError as error:
@@ -103,31 +110,24 @@ class Reload:
         """Digests of what requests may name, by its name."""
         return {name: ready.digest for name, ready in sorted(self._named.items())}
 
+    @property
+    def pause_s(self) -> float:
+        """Until the next round: none while something is on its way, as the round waits itself."""
+        return 0.0 if self._pulls.pending else LOOK_EVERY_S
+
     def round(self, engine: "Engine | None") -> None:
-        """One look at the channels. Whatever goes wrong, the next one tries again."""
-        if is_channel(self._address.ref):
+        """One look at the channels, and where something new is ready soon, another one. Whatever
+        goes wrong, the next one tries again."""
+        over = time.monotonic() + LOOK_EVERY_S
+        again = is_channel(self._address.ref)
+        while again:
             with self._rounding:
                 self._look(engine)
+            again = self._pulls.wait(over - time.monotonic()) and time.monotonic() < over
 
     def watch(self, encoders: str) -> None:
-        """In place of `round`, for a worker that only encodes: it serves every model with the
-        encoders that it has, so there is nothing to fetch; where the channel's has others, it says
-        so. encoders: see `engine.encoder.digest_of`."""
-        from engine.encoder import digest_of
-
-        try:
-            registry = self._address.open()
-            digest = registry.find(self._address.ref)
-            if digest == self._watched:
-                return
-            manifest = registry.manifest(digest)
-            base = base_of(manifest)
-            found = digest_of(manifest if base is None else registry.manifest(base))
-            told = f"the encoders of {digest[:12]} are others: it needs a new worker"
-            self.message, self._watched = "" if found == encoders else told, digest
-        except (RegistryError, CheckpointError) as error:
-            self.message = str(error)
-            log.warning("channels not seen: %s", error)
+        """In place of `round`, for a worker that only encodes. encoders: as `Watch.look`."""
+        self.message = self._watch.look(encoders)
 
     def _look(self, engine: "Engine | None") -> None:
         try:
@@ -137,7 +137,7 @@ class Reload:
             stable = channels.read(self._address.ref)
             canary = channels.read(CANARY) if self._address.ref == STABLE else None
             self.message = self._refused.get(stable.digest, "")
-            ready = self._prepared(stable.digest, engine)
+            ready = self._prepared(stable.digest, engine, urgent=True)
             with self._lock:
                 self._stable = ready or self._stable
             wanted = canary.digest if canary and canary.digest != stable.digest else ""
@@ -146,6 +146,7 @@ class Reload:
                 self._canary, self._share = ready, canary.share if canary else 0.0
             self._judge()
             self._look_for_named(registry, engine)
+            self._pulls.sweep()
             tidy(self._cache, [one.folder for one in self._kept.values()])
             self._blind = False
         except (RegistryError, LedgerDown, OSError) as error:
@@ -167,8 +168,8 @@ class Reload:
         """
         from engine import swap
 
-        if model and model not in self._named:
-            self.round(engine)  # it may be new
+        if model:
+            self._await(model, engine)
         with self._lock:
             wanted = self._named_for(model) if model else self._for(ref)
         if wanted is None:
@@ -189,6 +190,13 @@ class Reload:
         self._restore(engine)
         if model:  # other weights than these would be another answer than was asked for
             raise CheckpointError(f"{model}: {self.message}")
+
+    def _await(self, model: str, engine: "Engine") -> None:
+        """A name that is not served may be new, or its adapter on its way."""
+        wanted = model not in self._named
+        while wanted:
+            self.round(engine)
+            wanted = model not in self._named and model in self._coming
 
     def _exchange(self, engine: "Engine", wanted: Ready) -> None:
         began = time.monotonic()
@@ -252,6 +260,7 @@ class Reload:
     def _look_for_named(self, registry: Registry, engine: "Engine | None") -> None:
         """Adapters of all other channels. One that cannot be had leaves the one before it."""
         found: dict[str, Ready] = {}
+        coming = set()
         for name in registry.channels.names():
             if name in {self._address.ref, STABLE, CANARY}:
                 continue
@@ -259,8 +268,9 @@ class Reload:
             if digest and self._is_adapter.get(digest, True):
                 ready = self._adapter(registry, digest, engine) or self._named.get(name)
                 found |= {name: ready} if ready else {}
+                coming |= {name} if self._pulls.is_late(digest) else set()
         with self._lock:
-            self._named = found
+            self._named, self._coming = found, coming
         if engine is not None:
             self._lay_ready(engine)
 
@@ -303,14 +313,19 @@ class Reload:
                 self._resident.add(engine, one.held)
         self._resident.keep({one.weights for one in self._named.values()})
 
-    def _prepared(self, digest: str, engine: "Engine | None") -> Ready | None:
-        """A model that `fit` may load; None where there is none, or it must not be."""
+    def _prepared(
+        self, digest: str, engine: "Engine | None", urgent: bool = False
+    ) -> Ready | None:
+        """A model that `fit` may load; None where there is none, it must not be, or it is still on
+        its way. urgent: nothing else is pulled before it."""
         if not digest or digest in self._refused:
             return None
         try:
-            found = self._kept.get(digest) or self._pull(digest)
-            if engine is not None:
-                found.check(engine)
+            found = self._kept.get(digest)
+            if found is None or (engine is not None and found.held is None):
+                found = self._pulls.take(digest, partial(self._made, digest, engine), urgent)
+            if found is None:
+                return None
         except CheckpointError as error:
             self._refuse(digest, str(error))
             return None
@@ -336,12 +351,13 @@ class Reload:
             for one in old[: max(len(self._kept) - KEPT, 0)]:
                 self._kept.pop(one.digest).close()
 
-    def _pull(self, digest: str) -> Ready:
-        from engine.adapters import pull
-        from engine.folders import read_manifest
-
-        folder = pull(self._address.open(), digest, self._cache)
-        return Ready(digest, folder, read_manifest(folder))
+    def _made(self, digest: str, engine: "Engine | None", heed: "Heed") -> Ready:
+        """Beside the looks, see `workers.pulls`."""
+        known = self._kept.get(digest)  # begun with, and not looked at yet
+        found = known.again() if known else Ready.pull(self._address, digest, self._cache, heed)
+        if engine is not None:
+            found.check(engine, heed)
+        return found
 
     def _judge(self) -> None:
         """A canary that is worse than the channel's own model is taken back, everywhere."""

@@ -12,6 +12,7 @@ from engine.errors import CheckpointError
 from engine.folders import Manifest, save_folder, verify
 from engine.registry import Registry
 from engine.stores import FolderStore
+from tests.engine.test_signatures import key_pair
 
 PARTS = ("blocks.0.self_attn.q.weight", "blocks.0.self_attn.q.bias", "head.head.weight")
 
@@ -120,6 +121,19 @@ def test_a_published_adapter_is_pulled_as_a_model(base: Path, tmp_path: Path) ->
     assert found == adapters.merge(base, folder, tmp_path / "m")
     assert verify(adapters.pull(registry, digest, tmp_path / "cache")) == found
     assert verify(adapters.pull(registry, whole, tmp_path / "cache")).digest() == whole
+    forged = Manifest("miniature", lineage=found.lineage)
+    files = {"dit.safetensors": save({"w": torch.zeros(1)})}
+    target = tmp_path / "cache" / f"{digest}-merged"
+    save_folder(target, forged, files, overwrite=True)
+    private, public = key_pair(tmp_path)
+    for path in (base, folder):
+        registry.push(path, private)
+    registry = Registry(registry.store, public)
+    # Nobody signs what was merged: what this process has not made itself is made again.
+    assert verify(adapters.pull(registry, digest, tmp_path / "cache")) == found
+    made = (target / "dit.safetensors").stat().st_ino
+    adapters.pull(registry, digest, tmp_path / "cache")
+    assert (target / "dit.safetensors").stat().st_ino == made
     again = tmp_path / "again"
     save_folder(
         again,
@@ -127,4 +141,4 @@ def test_a_published_adapter_is_pulled_as_a_model(base: Path, tmp_path: Path) ->
         {"stream.safetensors": save({PARTS[1]: torch.zeros(24)})},
     )
     with pytest.raises(CheckpointError, match="adapter of an adapter"):
-        adapters.pull(registry, registry.push(again), tmp_path / "cache")
+        adapters.pull(registry, registry.push(again, private), tmp_path / "cache")

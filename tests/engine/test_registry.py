@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save
 
 from engine import registry as registries
-from engine.errors import CheckpointError, RegistryError
+from engine.errors import Cancelled, CheckpointError, RegistryError
 from engine.folders import MANIFEST, Manifest, save_folder, verify
 from engine.registry import Address, Registry, base_of
 from engine.stores import FolderStore, Store
@@ -180,8 +180,37 @@ def test_with_a_key_only_signed_models_are_taken(store: Store, tmp_path: Path) -
     true = Registry(store).push(model(tmp_path / "c", 3.0), private)
     verify(asking.pull(true, tmp_path / "cache"))
     Registry(store).pull(true, tmp_path / "cache")
+    Registry(store).pull(plain, tmp_path / "cache")  # there from before keys were asked for
+    with pytest.raises(RegistryError, match="not signed"):
+        asking.pull(plain, tmp_path / "cache")
     assert Registry(store).push(tmp_path / "a", private) == plain  # signed afterwards
     asking.pull(plain, tmp_path / "cache")
+
+
+def test_another_model_under_a_signed_ones_name_is_not_taken(tmp_path: Path) -> None:
+    """Somebody who may write the cache puts a folder there that is whole in itself."""
+    private, public = key_pair(tmp_path)
+    registry, cache = Registry(FolderStore(tmp_path / "store"), public), tmp_path / "cache"
+    digest = registry.push(model(tmp_path / "m", 1.0), private)
+    forged = verify(model(cache / digest, 2.0))
+    assert forged.digest() != digest
+    assert verify(registry.pull(digest, cache)).digest() == digest
+
+
+def test_a_pull_that_is_given_up_leaves_nothing(tmp_path: Path) -> None:
+    registry, cache = Registry(FolderStore(tmp_path / "store")), tmp_path / "cache"
+    digest = registry.push(model(tmp_path / "m"))
+
+    def stop() -> None:
+        raise Cancelled("enough")
+
+    with pytest.raises(Cancelled):
+        registry.pull(digest, cache, stop)
+    assert os.listdir(cache) == []
+    pulled = registry.pull(digest, cache)
+    with pytest.raises(Cancelled):  # while what is there is hashed: that stays
+        registry.pull(digest, cache, stop)
+    assert verify(pulled).digest() == digest and os.listdir(cache) == [digest]
 
 
 def test_an_adapter_needs_its_base(tmp_path: Path) -> None:

@@ -36,3 +36,12 @@ def test_wrong_numbers_are_found_beside_the_jobs(random_model: Path, tmp_path: P
     with pytest.raises(CheckpointError, match="not finite"):
         Ready("d", folder, read_manifest(folder)).check(engine)
     assert all(torch.equal(x, before[name]) for name, x in engine.dit.state_dict().items())
+
+
+def test_another_model_in_its_folder_is_not_taken(random_model: Path, tmp_path: Path) -> None:
+    engine = Engine.load(random_model)
+    ready = Ready("d", random_model, read_manifest(random_model))
+    ready.folder = variant(random_model, tmp_path / "other", louder)
+    with pytest.raises(CheckpointError, match="another model"):
+        ready.check(engine)
+    assert ready.held is None

@@ -1,7 +1,6 @@
 """A worker follows its channel: between jobs, whole, and never with weights that nobody vouches
 for. The engine is real, its weights are random; channels and models lie in a folder."""
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,60 +14,14 @@ from engine.errors import BackendError, CheckpointError, RegistryError, SpecErro
 from engine.folders import DIT, Manifest, read_manifest, save_folder, verify
 from engine.pipeline import Engine
 from engine.registry import Address, Registry
-from engine.stores import FolderStore
 from service.fleet import Fleet
-from service.ledger import connect
 from tests.engine.test_signatures import key_pair
 from tests.engine.test_swap import louder, picture, spoil, variant
+from tests.workers.following import follower, weights_of
 from workers.boot import Station
 from workers.ready import Ready
 from workers.reload import KEPT, Reload, _part
 from workers.settings import Settings
-
-
-@pytest.fixture
-def registry(tmp_path: Path, random_model: Path) -> Registry:
-    """With the random model on its stable channel."""
-    found = Registry(FolderStore(tmp_path / "registry"))
-    found.channels.move("stable", found.push(random_model))
-    return found
-
-
-@pytest.fixture
-def fleet(settings: Settings) -> Iterator[Fleet]:
-    client = connect(settings)
-    yield Fleet(client, settings)
-    client.close()
-
-
-def follower(registry: Registry, fleet: Fleet, tmp_path: Path, name: str = "w1") -> Reload:
-    address = Address(registry.store.url, "stable")
-    return Reload(address, tmp_path / f"cache-{name}", fleet, name)
-
-
-@pytest.fixture
-def reload(registry: Registry, fleet: Fleet, tmp_path: Path) -> Reload:
-    return follower(registry, fleet, tmp_path)
-
-
-@pytest.fixture
-def engine(reload: Reload) -> Engine:
-    return Engine.load(reload.first())
-
-
-@pytest.fixture
-def pushed(
-    registry: Registry, random_model: Path, tmp_path: Path
-) -> Callable[[Callable[[dict[str, torch.Tensor]], None]], str]:
-    def push(change: Callable[[dict[str, torch.Tensor]], None], **about: object) -> str:
-        number = len(list(tmp_path.glob("v*")))
-        return registry.push(variant(random_model, tmp_path / f"v{number}", change, **about))
-
-    return push
-
-
-def weights_of(engine: Engine) -> dict[str, torch.Tensor]:
-    return {name: x.clone() for name, x in engine.dit.state_dict().items()}
 
 
 def test_a_moved_channel_is_followed_and_taken_back(
