@@ -2,12 +2,14 @@
 went with each.
 
 In Redis, below `<prefix>:models:`, a hash `quarantine` (digest -> JSON) and for each digest a hash
-`outcomes:<digest>` of counts and sums.
+`outcomes:<digest>` of counts and sums. How often a worker died of a job, or hung, is counted there
+by the ledger (`lua/reap.lua`), under `died:<machine>`.
 """
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 
 import redis
 
@@ -19,6 +21,10 @@ from service.settings import Settings
 MIN_FAILED = 4
 MIN_SCORES = 16
 SURE = 4.0
+# Deaths on one machine that count against a canary: fewer than it takes to be judged by, so that a
+# broken machine, which takes one job after the other, does not do it alone.
+BY_ONE = MIN_FAILED - 1
+DIED = "died:"
 
 
 @dataclass(frozen=True)
@@ -33,20 +39,24 @@ class Quarantined:
 
 @dataclass(frozen=True)
 class Outcomes:
-    """How jobs went with a model. total, squares: sums over those whose likeness was scored."""
+    """How jobs went with a model. total, squares: sums over those whose likeness was scored. died:
+    jobs that were lost with their workers, by machine; no others are in `failed`."""
 
     jobs: int = 0
     failed: int = 0
     scored: int = 0
     total: float = 0.0
     squares: float = 0.0
+    died: Mapping[str, int] = field(default_factory=dict)
 
     def worse_than(self, other: "Outcomes") -> str:
         """In words, why it is worse beyond chance; empty where it is not, or too few jobs tell."""
-        share, usual = (x.failed / max(x.jobs, 1) for x in (self, other))
+        failed = self.failed + sum(min(times, BY_ONE) for times in self.died.values())
+        share = failed / max(self.jobs, 1)
+        usual = (other.failed + sum(other.died.values())) / max(other.jobs, 1)
         error = (max(usual, 0.05) * (1 - min(usual, 0.95)) / max(self.jobs, 1)) ** 0.5
-        if self.failed >= MIN_FAILED and share > usual + SURE * error:
-            return f"{self.failed} of {self.jobs} jobs failed, {usual:.0%} elsewhere"
+        if failed >= MIN_FAILED and share > usual + SURE * error:
+            return f"{failed} of {self.jobs} jobs failed, {usual:.0%} elsewhere"
         if min(self.scored, other.scored) < MIN_SCORES:
             return ""
         (mean, var), (wanted, spread) = (x._moments() for x in (self, other))
@@ -101,5 +111,7 @@ class Fleet:
         with answering():
             found = self._redis.hgetall(f"{self._prefix}:outcomes:{digest}")
         told = {str(name): float(value) for name, value in found.items()}
+        died = {n.removeprefix(DIED): int(told[n]) for n in told if n.startswith(DIED)}
         jobs, failed, scored = (int(told.get(name, 0)) for name in ("jobs", "failed", "scored"))
-        return Outcomes(jobs, failed, scored, told.get("total", 0.0), told.get("squares", 0.0))
+        sums = told.get("total", 0.0), told.get("squares", 0.0)
+        return Outcomes(jobs, failed, scored, *sums, died)

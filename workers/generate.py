@@ -98,6 +98,7 @@ def carry_out(claim: Claim, place: Station, engine: "Engine") -> str:
     work = Work(claim, place)
     try:
         with work.leased():
+            _tell_weights(claim, place)
             if not place.fit(claim.ref, claim.request.get("model", "")):
                 work.stopped = "leave"
                 raise Cancelled("no engine")
@@ -126,6 +127,14 @@ def carry_out(claim: Claim, place: Station, engine: "Engine") -> str:
         _count(place, True)
         word = place.ledger.fail(claim, "engine_error", _told(error), retry=True)
     return _settle(claim, place, work, word)
+
+
+def _tell_weights(claim: Claim, place: Station) -> None:
+    """Before they are loaded: where that ends the process, nobody else knows what it died of."""
+    if place.reload is not None:
+        weights = place.reload.meant(claim.ref, claim.request.get("model", ""))
+        with suppress(LedgerDown):
+            place.ledger.beat(claim, weights=weights)
 
 
 def _count(place: Station, failed: bool, result: dict[str, Any] | None = None) -> None:

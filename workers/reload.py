@@ -242,6 +242,12 @@ class Reload:
             except LedgerDown as error:
                 log.warning("outcome not counted: %s", error)
 
+    def meant(self, ref: str, model: str = "") -> str:
+        """The digest of what `fit` will load for a job, as it stands now; empty: nothing."""
+        with self._lock:
+            found = self._named.get(model) or self._for(ref)
+        return found.digest if found else ""
+
     def _for(self, ref: str) -> Ready | None:
         canary = self._canary
         if ref and canary and canary.digest not in self._refused and _part(ref) < self._share:

@@ -17,6 +17,7 @@ if not id then return {'none'} end
 local token = redis.call('INCR', p .. 'fence')
 redis.call('HINCRBY', key(id), 'attempts', 1)
 redis.call('HINCRBY', key(id), 'strikes', 1)
+redis.call('HDEL', key(id), 'weights')  -- of the start before
 if redis.call('HSETNX', key(id), 'paid', 1) == 1 then  -- for a job's first start only
   redis.call('SET', p .. 'vtime', pass)
   pay(who, string.format('%.17g', pass + num(id, 'cost') / limit(who, 'weight', 1)))

@@ -1,6 +1,20 @@
 -- most starts, backoff_ms, message, stall_ms, message, lease_ms -> refs: {again...} {failed...}
 local again, failed = {}, {}
+-- A job that was lost with its worker counts against the weights that it was for, see service.fleet:
+-- once, however often it is started, and under the machine, which is the worker's id up to its process.
+local function blame(id)
+  local weights = get(id, 'weights')
+  if not weights or weights == '' or redis.call('HSETNX', key(id), 'blamed', 1) == 0 then return end
+  local worker = get(id, 'worker') or ''
+  local outcomes = p .. 'models:outcomes:' .. weights
+  local field = 'died:' .. (string.match(worker, '^(.*):') or worker)
+  local is_full = redis.call('HLEN', outcomes) >= 500
+  if is_full and redis.call('HEXISTS', outcomes, field) == 0 then field = 'died:*' end
+  redis.call('HINCRBY', outcomes, field, 1)
+  redis.call('HINCRBYFLOAT', outcomes, 'jobs', 1)
+end
 local function lost(id, how, message)
+  blame(id)
   if get(id, 'cancel') then
     fail(id, 'cancelled', 'Cancelled on request.')
     table.insert(failed, id)

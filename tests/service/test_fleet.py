@@ -65,6 +65,23 @@ def test_worse_is_worse_beyond_chance(one: Outcomes, reason: str) -> None:
     assert one.worse_than(usual).startswith(reason) and bool(one.worse_than(usual)) == bool(reason)
 
 
+@pytest.mark.parametrize(
+    ("died", "reason"),
+    [
+        ({"one": 40}, ""),  # a broken machine takes job after job and kills each
+        ({"one": 2, "two": 1}, ""),
+        ({"one": 40, "two": 1}, ""),  # nor does it with one more death elsewhere, of so many jobs
+        ({"one": 3, "two": 1}, "4 of 4 jobs failed, 2% elsewhere"),
+        ({"one": 1, "two": 1, "three": 1, "four": 1}, "4 of 4 jobs failed, 2% elsewhere"),
+    ],
+)
+def test_deaths_count_unless_they_are_one_machines(died: dict[str, int], reason: str) -> None:
+    canary = Outcomes(sum(died.values()), died=died)
+    assert canary.worse_than(Outcomes(100, 2)) == reason
+    # Where the model before dies as often, it is not the canary.
+    assert canary.worse_than(Outcomes(100, died={"one": 40, "three": 60})) == ""
+
+
 def test_an_equal_canary_is_seldom_taken_back() -> None:
     chance = random.Random(1)
 

@@ -1,5 +1,10 @@
 """One doorbell answered: how a job ends, and what stays of it, for each way it can go."""
 
+import os
+import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -9,16 +14,22 @@ from typing import Any
 import pytest
 
 from engine.errors import VideoError
+from engine.registry import Registry
 from service.blobs import get
 from service.errors import BlobFull, LedgerDown
+from service.fleet import Fleet, Outcomes
 from service.jobs import Books, Claim
-from tests.service.rig import wait_for
+from service.ledger import Ledger
+from tests.engine.test_swap import louder
+from tests.service.rig import request_of, wait_for
 from tests.workers.stage import place, submit
 from workers import boot, generate, media, shelf
 from workers.boot import Station
 from workers.generate import answer, patiently
+from workers.settings import Settings
 
 __all__ = ["place"]
+ROOT = Path(__file__).parents[2]
 
 
 def files(place: Station) -> set[str]:
@@ -265,3 +276,21 @@ def test_a_leaving_worker_does_not_wait() -> None:
 
     with pytest.raises(LedgerDown):
         patiently(act, leaving)
+
+
+def test_who_dies_of_a_canary_is_known_to_have_died_of_it(
+    registry: Registry, settings: Settings, ledger: Ledger, fleet: Fleet, pushed
+) -> None:
+    """A process that is really killed while it takes over the weights: only the reaper can tell."""
+    canary = pushed(louder)
+    registry.channels.move("canary", canary, share=1.0)
+    ledger.submit("local/v", request_of("anna"))
+    given = {"redis_url", "key_prefix", "blobs_url", "lease_s"}
+    env = {f"TROUPE_{name.upper()}": str(getattr(settings, name)) for name in given}
+    env |= {"TROUPE_MODEL_DIR": f"{registry.store.url}#stable", "TROUPE_RUNTIME": "device=cpu"}
+    command = [sys.executable, "-m", "tests.workers.dying_worker"]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | env, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    assert fleet.outcomes(canary) == Outcomes()
+    wait_for(lambda: ledger.reap()[0] == ["local/v"])
+    assert fleet.outcomes(canary).died == {socket.gethostname(): 1}

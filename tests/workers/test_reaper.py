@@ -9,6 +9,7 @@ from service.audit import Audit
 from service.blobs import FolderBlobs
 from service.errors import BlobError, BlobMissing
 from service.exchange import Exchange, Offer
+from service.fleet import Fleet
 from service.jobs import Claim
 from service.ledger import Ledger, connect
 from service.limits import Limits
@@ -66,6 +67,41 @@ def test_a_dead_workers_job_is_queued_again_and_rung(
 
     wait_for(look)
     assert rung == ["local/a"] and ledger.read("local/a").state == "queued"
+
+
+def test_a_death_counts_once_for_a_job_against_what_it_was_to_be_made_with(
+    reaper: Reaper, ledger: Ledger, settings: Settings
+) -> None:
+    """Under the machine of the worker; a start that said nothing of weights counts against none."""
+    client = connect(settings)
+    fleet = Fleet(client, settings)
+    told = {"a": ("m1:7", "canary"), "b": ("m1:8", "canary"), "c": ("m2:7", "stable"), "d": None}
+    for name, of in told.items():
+        ledger.submit(f"local/{name}", request_of("anna"))
+        worker, weights = of or ("m3:1", "")
+        claim = ledger.claim(name, worker)
+        assert claim is not None
+        if weights:
+            ledger.beat(claim, weights=weights)
+    fleet.note("canary", False, 0.5)
+
+    def again() -> bool:
+        reaper.round()
+        return all(ledger.read(f"local/{name}").state == "queued" for name in told)
+
+    wait_for(again)
+    found = fleet.outcomes("canary")
+    assert (found.jobs, found.failed, found.died) == (3, 0, {"m1": 2})
+    assert fleet.outcomes("stable").died == {"m2": 1}
+
+    def taken() -> Claim | None:
+        return ledger.claim("second", "m4:1")
+
+    claim = wait_for(taken)  # a later start of one of them is lost too
+    ledger.beat(claim, weights="canary")
+    wait_for(lambda: reaper.round() or ledger.read(claim.ref).state == "queued")
+    assert sum(fleet.outcomes("canary").died.values()) == (3 if claim.ref == "local/d" else 2)
+    client.close()
 
 
 def test_a_job_that_is_given_up_goes_on_from_nowhere(
