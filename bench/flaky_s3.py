@@ -1,8 +1,9 @@
 """moto's S3 server in this process, with weather: while it storms, answers are errors, cut short,
-or do not come.
+or do not come; in the doldrums some objects come a few bytes at a time.
 
     with sky() as weather:           the environment leads every boto3 client there
         weather.storm = True
+        weather.slow = digest        of what has that in its name
 """
 
 import os
@@ -22,16 +23,19 @@ ACCESS = {
     "AWS_DEFAULT_REGION": "us-east-1",
 }
 ERROR = b"<Error><Code>InternalError</Code><Message>a storm</Message></Error>"
+SLOW_BYTES, SLOW_S = 4096, 0.05
 HANGS_S = 25.0  # more than a client waits for an answer (`engine.stores.S3Store`)
 
 App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
 class Weather:
-    """A WSGI app around another. storm: whether it storms; told: of how many requests it took."""
+    """A WSGI app around another. storm: whether it storms; told: of how many requests it took.
+    slow: what is in the names of objects that come slowly; empty: none do."""
 
     def __init__(self, app: App, seed: int = 0) -> None:
         self.storm = False
+        self.slow = ""
         self.told = {"error": 0, "cut": 0, "hang": 0}
         self._app, self._rng, self._lock = app, random.Random(seed), threading.Lock()
 
@@ -44,7 +48,15 @@ class Weather:
             start("500 Internal Server Error", [("Content-Type", "application/xml")])
             return [ERROR]
         found = self._app(environ, start)
+        if self.slow and self.slow in environ["PATH_INFO"] and environ["REQUEST_METHOD"] == "GET":
+            return self._slowly(b"".join(found))
         return _cut(found) if how == "cut" else found
+
+    def _slowly(self, content: bytes) -> Iterator[bytes]:
+        for at in range(0, len(content), SLOW_BYTES):
+            if self.slow:
+                time.sleep(SLOW_S)
+            yield content[at : at + SLOW_BYTES]
 
     def _drawn(self) -> str:
         with self._lock:

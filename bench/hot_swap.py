@@ -10,7 +10,8 @@ one model after the other is published, signed and led to; every tenth time some
                      was never published whole
     failed_jobs      jobs that did not end well, or needed another start
     lost_publishes   moves of the channel that were said to be made and are not in its history
-    rollback_s       the longest from a rollback until all workers serve the model before
+    rollback_s       the longest from a rollback until all workers serve the model before; every
+                     other time the store gives them meanwhile another model, a few bytes at a time
     pause_steps, rss_ratio   see `bench.hot_swap_cost`
 
 `--small` is every fault once. The exit status is 1 unless all bars hold.
@@ -108,6 +109,7 @@ class Publisher:
         self._fleet = Fleet(place.redis, place.settings)
         self._roster = Roster(place.redis, place.settings)
         self._rng = random.Random(seed)
+        self._slowly = False
 
     def publish(self) -> str:
         """A model as it should be, with its golden picture; its digest."""
@@ -144,11 +146,29 @@ class Publisher:
         self.follow_s.append(self._followed(digest))
 
     def taken_back(self) -> None:
-        """The last one, by all."""
+        """The last one, by all; every other time while they fetch the next one, and are at it."""
+        before = self._channels.read(STABLE).before()
+        if self._slowly:
+            self._weather.slow = digest = self.publish()
+            self.lead_to(digest)
+            self._place.wait(lambda: self._fetched_by(digest) == len(self._workers()), LIMIT_S)
         began = time.monotonic()
-        digest = self._channels.roll_back(STABLE).digest
-        self._followed(digest)
+        if self._slowly:
+            self._channels.move(STABLE, before, "rollback by two")
+        else:
+            self._channels.roll_back(STABLE)
+        self._followed(before)
         self.rollback_s.append(time.monotonic() - began)
+        given_up, self._weather.slow = self._weather.slow, ""
+        if self._slowly:
+            self._place.wait(lambda: not self._fetched_by(given_up), LIMIT_S)
+            if (self._ground.cache / given_up).exists():
+                raise AssertionError("what no channel leads to was fetched all the same")
+        self._slowly = not self._slowly
+
+    def _fetched_by(self, digest: str) -> int:
+        """How many workers are at it."""
+        return len(list(self._ground.cache.glob(f".{digest}.draft-*")))
 
     def wrong(self, kind: str) -> None:
         """One fault, until it is over and the model before serves, or a better one."""
@@ -233,7 +253,7 @@ def patiently(act: Any, *given: Any) -> Any:
             time.sleep(0.5)
 
 
-SMALL = ("good", "back", *KINDS)
+SMALL = ("good", "back", "good", "back", *KINDS)
 
 
 def turns(publishes: int, every: int = 10) -> list[str]:

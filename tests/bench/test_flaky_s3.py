@@ -1,6 +1,7 @@
 """In calm weather it is an S3 server; in a storm answers are wrong in every way, and then right."""
 
 import os
+import time
 from pathlib import Path
 
 import boto3
@@ -54,3 +55,19 @@ def test_half_an_object_is_not_taken_for_a_whole_one(
                 broken += 1
         weather.storm = False
         assert whole and broken and whole + broken == 20 and weather.told["cut"]
+
+
+def test_what_is_slow_comes_slowly_and_whole(tmp_path: Path) -> None:
+    content = os.urandom(10 * flaky_s3.SLOW_BYTES)
+    (tmp_path / "x").write_bytes(content)
+    with flaky_s3.sky() as (weather, _):
+        boto3.Session().client("s3").create_bucket(Bucket="models")
+        store = open_store("s3://models/all")
+        for name in ("models/x", "models/y"):
+            store.write(name, tmp_path / "x")
+        weather.slow, took = "x", {}
+        for name in ("models/x", "models/y"):
+            began = time.monotonic()
+            assert b"".join(store.stream(name)) == content
+            took[name] = time.monotonic() - began
+        assert took["models/x"] > 10 * flaky_s3.SLOW_S > took["models/y"]
