@@ -4,6 +4,7 @@ child (`service/decode.py`, `service/decode_video.py`)."""
 import io
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -46,6 +47,7 @@ class Intake:
         }
         self._megapixels = MAX_MEGAPIXELS
         self._timeout_s = settings.decode_timeout_s
+        self._spare = Spare([decode.__file__, str(self._megapixels), str(self._timeout_s)])
         self._pool = FairPool(settings.decode_children, "intake")
 
     def clean(self, uploads: Sequence[Upload], tenant: str) -> list[bytes]:
@@ -73,11 +75,12 @@ class Intake:
         limit_s = FILM_TIME * self._timeout_s
         plan = replace(plan, seconds=int(limit_s) + 1)
         arguments = [decode_video.__file__, plan.to_json()]
-        return self._pool.submit(tenant, _run, arguments, upload, limit_s, "video").result()
+        return self._pool.submit(tenant, self._film, arguments, upload, limit_s).result()
 
     def close(self) -> None:
         """Stop taking pictures."""
         self._pool.close()
+        self._spare.close()
 
     def _check_bytes(self, upload: Upload, kind: str) -> None:
         if not upload.data:
@@ -87,28 +90,74 @@ class Intake:
             raise _refusal(upload, kind, f"is {size:.1f} MB; at most {most:g} MB", 413)
 
     def _decode(self, upload: Upload) -> bytes:
-        arguments = [decode.__file__, str(self._megapixels), str(self._timeout_s)]
-        return _run(arguments, upload, self._timeout_s, "picture")
+        try:
+            return _fed(self._spare.take(), upload, self._timeout_s, "picture")
+        finally:
+            self._spare.fill()
+
+    def _film(self, arguments: list[str], upload: Upload, limit_s: float) -> bytes:
+        return _fed(_child(arguments), upload, limit_s, "video")
 
 
-def _run(arguments: list[str], upload: Upload, limit_s: float, kind: str) -> bytes:
-    """What a child makes of it."""
+class Spare:
+    """A child that has started and waits for its picture: starting takes ten times as long as most
+    pictures. Each takes one picture and ends; when this process dies they read the end of a file.
+    """
+
+    def __init__(self, arguments: list[str]) -> None:
+        self._arguments = arguments
+        self._waiting: subprocess.Popen[bytes] | None = None
+        self._closed = False
+        self._lock = threading.Lock()
+
+    def take(self) -> subprocess.Popen[bytes]:
+        """The one that waits, or else a new one."""
+        with self._lock:
+            found, self._waiting = self._waiting, None
+        if found is not None and found.poll() is None:
+            return found
+        return _child(self._arguments)
+
+    def fill(self) -> None:
+        """Let one wait."""
+        with self._lock:
+            if self._waiting is None and not self._closed:
+                self._waiting = _child(self._arguments)
+
+    def close(self) -> None:
+        """Nobody waits any longer."""
+        with self._lock:
+            self._closed, found = True, self._waiting
+            self._waiting = None
+        if found is not None:
+            found.kill()
+            found.communicate()
+
+
+def _child(arguments: list[str]) -> subprocess.Popen[bytes]:
     # -I: neither the environment nor the working directory may add code to the child.
-    try:
-        done = subprocess.run(
-            [sys.executable, "-I", *arguments],
-            input=upload.data,
-            capture_output=True,
-            timeout=limit_s,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise _refusal(upload, kind, f"took longer than {limit_s:g} s to decode") from error
-    if done.returncode == decode.REFUSED:
-        raise _refusal(upload, kind, done.stderr.decode(errors="replace"))
-    if done.returncode != 0:
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        [sys.executable, "-I", *arguments], stdin=pipe, stdout=pipe, stderr=pipe
+    )
+
+
+def _fed(child: subprocess.Popen[bytes], upload: Upload, limit_s: float, kind: str) -> bytes:
+    """What a child makes of it."""
+    with child:
+        try:
+            made, said = child.communicate(upload.data, limit_s)
+        except subprocess.TimeoutExpired as error:
+            child.kill()
+            raise _refusal(upload, kind, f"took longer than {limit_s:g} s to decode") from error
+        except BaseException:
+            child.kill()
+            raise
+    if child.returncode == decode.REFUSED:
+        raise _refusal(upload, kind, said.decode(errors="replace"))
+    if child.returncode != 0:
         raise _refusal(upload, kind, "is damaged, or needs too much memory to decode")
-    return done.stdout
+    return made
 
 
 def _refusal(upload: Upload, kind: str, what: str, status: int = 400) -> RequestError:

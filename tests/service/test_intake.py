@@ -1,18 +1,21 @@
 """The child that decodes: refusals become errors that name the field, and limits hold."""
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from service import decode, decode_video, intake
 from service.errors import RequestError
 from service.intake import Intake, Upload
 from service.settings import Settings
-from tests.service.rig import picture
+from tests.service.rig import picture, wait_for
 
 
 @pytest.fixture
@@ -44,6 +47,39 @@ def test_refusals_name_field_and_file(door: Intake, data: bytes, words: str, sta
     assert (told.value.param, told.value.reason) == ("images", "invalid_image")
     assert told.value.http_status == status
     assert "'bad.png'" in str(told.value)
+
+
+def waiting(door: Intake) -> subprocess.Popen[bytes]:
+    child = door._spare._waiting
+    assert child is not None and child.poll() is None
+    return child
+
+
+def test_a_child_waits_for_the_next_picture_and_takes_only_that_one(door: Intake) -> None:
+    assert door._spare._waiting is None  # nobody has come yet
+    upload = Upload("images", "a.png", picture())
+    wanted = decode.clean(upload.data, 25)
+    assert door.clean([upload], "t") == [wanted]
+    first = waiting(door)
+    assert door.clean([upload], "t") == [wanted] and first.returncode == 0
+    second = waiting(door)
+    second.kill()  # by whoever kills what is idle
+    second.wait()
+    assert door.clean([upload], "t") == [wanted]
+    third = waiting(door)
+    assert len({first.pid, second.pid, third.pid}) == 3
+    door.close()
+    assert third.returncode is not None
+
+
+def test_a_child_that_waits_ends_with_whoever_started_it() -> None:
+    code = (
+        "from service import decode, intake; import os, sys;"
+        "spare = intake.Spare([decode.__file__, '25', '5']); spare.fill();"
+        "print(spare.take().pid, flush=True); os.kill(os.getpid(), 9)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    wait_for(lambda: not psutil.pid_exists(int(done.stdout)), 20)
 
 
 def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
