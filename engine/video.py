@@ -10,6 +10,7 @@ import io
 import platform
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
@@ -167,10 +168,19 @@ def mp4(
     try:
         with tempfile.TemporaryDirectory(prefix="troupe-") as folder:
             path = Path(folder) / "video.mp4"
-            _write_mp4(path, large, fps, comment)
+            _write_mp4(path, _ahead(large), fps, comment)
             return path.read_bytes()
     except (FFmpegError, OSError) as error:
         raise VideoError(f"cannot write the video: {error}") from error
+
+
+def _ahead(frames: Iterator[Frames]) -> Iterator[Frames]:
+    """The same; each is made while the one before is encoded."""
+    with ThreadPoolExecutor(1, thread_name_prefix="frames") as beside:
+        coming = beside.submit(next, frames, None)
+        while (frame := coming.result()) is not None:
+            coming = beside.submit(next, frames, None)
+            yield frame
 
 
 def picture_bytes(image: Image.Image, format: str = "JPEG") -> bytes:

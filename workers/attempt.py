@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -117,21 +118,26 @@ class Attempt:
         seeded = replace(spec, seed=seed_of(spec.seed, len(self.made)))
         video = self._resumed(seeded, references, key)
         self.work.enter("store")
-        judge = self.place.judge
-        likeness: Likeness | None = None
-        if judge is not None and references:
-            likeness = judge.score(video.frames, [*references, *self.more])
-        made = video
-        video = self.work.patiently(lambda: finished(self.place, self.claim.request, made))
-        pictures = [hashlib.sha256(one.rgb).hexdigest() for one in references]
-        seal = self.place.seal(id_of(self.claim.ref), seeded, pictures)
-        keys, told = self.work.keep(video, references, seal)
-        if video.made is not None:
-            told["forwards"] = {"asked": video.made.asked, "computed": video.made.computed}
+        # The judge looks while the files are made, which keeps to one thread for the most part.
+        with ThreadPoolExecutor(1, thread_name_prefix="judge") as beside:
+            looked = beside.submit(self._judged, video, references)
+            whole = self.work.patiently(lambda: finished(self.place, self.claim.request, video))
+            pictures = [hashlib.sha256(one.rgb).hexdigest() for one in references]
+            seal = self.place.seal(id_of(self.claim.ref), seeded, pictures)
+            keys, told = self.work.keep(whole, references, seal)
+        likeness = looked.result()
+        if whole.made is not None:
+            told["forwards"] = {"asked": whole.made.asked, "computed": whole.made.computed}
         overall = 1.0 if likeness is None else likeness.overall
         return Candidate(
             seeded.seed, overall, keys, told, None if likeness is None else likeness.to_json()
         )
+
+    def _judged(self, video: "Video", references: Sequence[Reference]) -> "Likeness | None":
+        judge = self.place.judge
+        if judge is None or not references:
+            return None
+        return judge.score(video.frames, [*references, *self.more])
 
     def _fetch(self, one: dict[str, str]) -> Reference:
         return self.work.patiently(lambda: fetch(self.place, one))

@@ -1,9 +1,9 @@
-"""When to write down where a run stands: as often as that takes at most a hundredth of its time.
+"""When to write down where a run stands: as often as takes at most a two-hundredth of its time.
 
 Progress is told likewise (`Telling`), for a ledger that loses nothing syncs its file at each word.
 
-What a save costs is known from the last one; the next is due once the work since then has taken a
-hundred times that. So all saves but the last together take at most 1 % of the work before them,
+What a save costs is known from the last one; the next is due once the work since then has taken two
+hundred times that. So all saves but the last together take at most .5 % of the work before them,
 whatever the model, the store and the machine.
 """
 
@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-SHARE = 0.01
+SHARE = 0.005
+TELLING_SHARE = 0.01
 ASSUMED_S = 0.02  # the first one's cost, before any is known
 LONGEST_S = 0.5
 
@@ -45,7 +46,7 @@ class Telling:
 
     def due(self) -> bool:
         """Whether enough time has gone by since the last one."""
-        return self._clock() - self._since >= min(self._cost_s / SHARE, LONGEST_S)
+        return self._clock() - self._since >= min(self._cost_s / TELLING_SHARE, LONGEST_S)
 
     @contextmanager
     def timed(self) -> Iterator[None]:

@@ -61,20 +61,27 @@ class Work:
         self._stage = ""
         self._spans = Stages()
         self._since = time.monotonic()
-        self._done = threading.Event()
+        self._done, self._wake = threading.Event(), threading.Event()
+        self._sending = threading.Lock()  # what is told arrives in the order in which it was said
+        self._later: dict[str, str | int | float] = {}
+        self._adding = threading.Lock()  # to what follows later
+        self._thread: threading.Thread | None = None
 
     @contextmanager
     def leased(self) -> Iterator[None]:
-        """Heartbeats from a thread, for stages that last longer than a lease."""
-        thread = threading.Thread(target=self._keep_lease, name="lease", daemon=True)
-        thread.start()
+        """Heartbeats from a thread, for stages that last longer than a lease. It tells the progress
+        too: the work waits for no sync of the ledger's file."""
+        self._thread = threading.Thread(target=self._keep_lease, name="lease", daemon=True)
+        self._thread.start()
         self.enter("fetch")
         try:
             yield
         finally:
             self._spans.end()
             self._done.set()
-            thread.join()
+            self._wake.set()
+            self._thread.join()
+            self._thread = None
 
     def begin(self, digest: str, made: int, wanted: int, lasting: bool = False) -> None:
         """The job's first heartbeat: which weights make it, how many candidates there are already,
@@ -92,7 +99,7 @@ class Work:
         self._stage, self._since = stage, now
         self._spans.enter(stage)
         if stage == "store":
-            self._beat(STORE_AT, stage=stage)
+            self._soon(STORE_AT, stage=stage)
 
     def note(self, record: str, made: int, steps: int) -> None:
         """A candidate is finished and another one follows: no worker makes it again."""
@@ -163,7 +170,7 @@ class Work:
 
     def on_progress(self, progress: "Progress") -> None:
         """The engine's callback, at every step. Each asks whether to stop; what the record shows
-        follows at most half a second behind.
+        follows, at most half a second and a sync of the ledger's file behind.
 
         Raises:
             Cancelled: stop now; `stopped` holds the reason.
@@ -181,7 +188,7 @@ class Work:
         if progress.stage == "denoise":
             told |= {"step": progress.step, "steps": progress.num_steps}
             told |= self._preview(progress)
-        self._beat(low + (high - low) * share, **told)
+        self._soon(low + (high - low) * share, **told)
 
     def keep(
         self, video: "Video", references: Sequence[Reference], seal: "Seal | None" = None
@@ -233,27 +240,46 @@ class Work:
         return {"preview": blob.key}
 
     def _beat(self, fraction: float, **fields: str | int | float) -> bool:
-        """`fraction` of this candidate; of the job it is less where others follow. False where the
-        ledger does not answer. Raises Cancelled."""
+        """`fraction` of this candidate. As `_tell`."""
         if self.stopped:
             self._stop(self.stopped)
-        fraction = min((self._candidate + fraction) / max(self._wanted, self._candidate + 1), 1.0)
-        return self._tell(fraction, **fields)
+        return self._tell(fraction=self._overall(fraction), **fields)
 
-    def _tell(self, fraction: float | None = None, **fields: str | int | float) -> bool:
+    def _soon(self, fraction: float, **fields: str | int | float) -> None:
+        """As `_beat`, from the thread that keeps the lease. Raises Cancelled."""
+        if self._thread is None:
+            self._beat(fraction, **fields)
+            return
+        with self._adding:
+            self._later |= {"fraction": self._overall(fraction), **fields}
+        self._wake.set()
+        self._ask()
+
+    def _overall(self, fraction: float) -> float:
+        """Of the job, which is less where other candidates follow."""
+        done = self._candidate + fraction
+        return round(min(done / max(self._wanted, self._candidate + 1), 1.0), 4)
+
+    def _tell(self, **fields: str | int | float) -> bool:
         """False where the ledger does not answer. Raises Cancelled."""
-        percent = 0 if fraction is None else min(int(100 * fraction), 99)
-        if fraction is not None:
-            fields["fraction"] = round(fraction, 4)
         self._place.move()
         try:
-            with self._telling.timed():
-                word = self._place.ledger.beat(self._claim, percent, True, **fields)
+            word = self._sent(True, fields)
         except LedgerDown:
             return False  # the lease may outlive the gap; if not, the token will tell
         if word != "ok":
             self._stop(word)
         return True
+
+    def _sent(self, moved: bool, fields: dict[str, str | int | float]) -> str:
+        """The ledger's word on a heartbeat with these fields and with those that were to follow."""
+        with self._sending:
+            with self._adding:
+                later, self._later = self._later, {}
+            fields, moved = later | fields, moved or bool(later)
+            percent = min(int(100 * float(fields.get("fraction", 0))), 99)
+            with self._telling.timed():
+                return self._place.ledger.beat(self._claim, percent, moved, **fields)
 
     def _ask(self) -> None:
         """As `_tell`, with nothing to tell."""
@@ -275,9 +301,13 @@ class Work:
         raise Cancelled(word)
 
     def _keep_lease(self) -> None:
-        while not self._done.wait(self._place.settings.lease_s / 3):
+        while True:
+            self._wake.wait(self._place.settings.lease_s / 3)
+            if self._done.is_set():
+                return
+            self._wake.clear()
             try:
-                word = self._place.ledger.beat(self._claim)
+                word = self._sent(False, {})
             except LedgerDown:
                 continue
             if word != "ok":

@@ -1,4 +1,4 @@
-"""Saving takes a hundredth of the work, by construction."""
+"""Saving takes a two-hundredth of the work, by construction."""
 
 import pytest
 
@@ -29,7 +29,7 @@ def run(steps: int, step_s: float, save_s: float) -> tuple[list[int], float, flo
 
 
 @pytest.mark.parametrize(("step_s", "save_s"), [(4.0, 0.5), (0.4, 0.05), (0.01, 0.02), (30, 0.1)])
-def test_saves_take_at_most_a_hundredth_of_the_work(step_s: float, save_s: float) -> None:
+def test_saves_take_at_most_a_two_hundredth_of_the_work(step_s: float, save_s: float) -> None:
     saves, work_s, saving_s = run(50, step_s, save_s)
     assert saving_s <= SHARE * work_s + save_s  # the last one is not yet paid for
     wanted = int(SHARE * 50 * step_s / save_s)
@@ -37,9 +37,9 @@ def test_saves_take_at_most_a_hundredth_of_the_work(step_s: float, save_s: float
 
 
 def test_the_interval_is_the_fewest_steps_that_pay_for_a_save() -> None:
-    saves, _, _ = run(50, 1.0, 0.1)
+    saves, _, _ = run(50, 1.0, 0.049)
     assert [b - a for a, b in zip(saves, saves[1:], strict=False)] == [10] * (len(saves) - 1)
-    assert saves[0] == 2  # after the assumed cost
+    assert saves[0] == 4  # after the assumed cost
 
 
 def test_after_the_last_step_there_is_nothing_to_save() -> None:

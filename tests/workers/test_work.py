@@ -1,7 +1,9 @@
 """A job in hand: what the record shows of it, and how it hears that it should stop."""
 
+import threading
 import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -9,6 +11,7 @@ from bench.scripted import Progress
 from engine.errors import Cancelled
 from service.errors import BlobError, LedgerDown
 from service.jobs import Claim
+from tests.service.rig import wait_for
 from tests.workers.stage import place, submit
 from workers.boot import Station
 from workers.work import SPANS, STORE_AT, Work
@@ -99,6 +102,54 @@ def test_a_gap_in_the_ledger_does_not_stop_the_work(
     monkeypatch.setattr(work._telling, "due", lambda: True)
     tell(work, "denoise", 4)
     assert place.ledger.read("local/v").number("step") == 4
+
+
+def test_the_work_does_not_wait_for_what_it_tells(
+    place: Station, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(work._telling, "due", lambda: True)
+    beat, answering, told = place.ledger.beat, threading.Event(), []
+
+    def slow(*args: Any, **fields: Any) -> str:
+        told.append(fields)
+        assert answering.wait(60)
+        return beat(*args, **fields)
+
+    with work.leased():
+        monkeypatch.setattr(place.ledger, "beat", slow)
+        tell(work, "denoise", 1)
+        wait_for(lambda: told)
+        for step in (2, 3, 4):
+            tell(work, "denoise", step)  # would wait for ever
+        answering.set()
+        wait_for(lambda: place.ledger.read("local/v").number("step") == 4)
+        assert [fields["step"] for fields in told if "step" in fields] == [1, 4]
+
+
+def test_what_is_written_down_comes_after_what_was_told_before(
+    place: Station, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread is never first here: what it was to tell goes with the save."""
+    with work.leased():
+        with work._sending:
+            tell(work, "denoise", 1)
+            tell(work, "decode", 1)
+            saving = threading.Thread(target=lambda: work.note("record", made=1, steps=10))
+            saving.start()
+        saving.join()
+        job = place.ledger.read("local/v")
+        assert (job.text("saved"), job.number("step")) == ("record", 1)
+        tell(work, "denoise", 1)
+    assert place.ledger.read("local/v").number("saved_step") == 10
+
+
+def test_a_stop_that_the_thread_hears_ends_the_next_step(place: Station, work: Work) -> None:
+    with work.leased():
+        place.ledger.cancel("local/v")
+        work._wake.set()
+        wait_for(lambda: work.stopped)
+        with pytest.raises(Cancelled):
+            tell(work, "decode", 1)
 
 
 def test_clocks_run_per_stage(work: Work) -> None:
