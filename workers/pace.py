@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 SHARE = 0.005
 TELLING_SHARE = 0.01
-ASSUMED_S = 0.02  # the first one's cost, before any is known
+ASSUMED_S = 0.01  # the first one's cost, before any is known
 LONGEST_S = 0.5
 
 

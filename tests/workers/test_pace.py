@@ -39,7 +39,7 @@ def test_saves_take_at_most_a_two_hundredth_of_the_work(step_s: float, save_s: f
 def test_the_interval_is_the_fewest_steps_that_pay_for_a_save() -> None:
     saves, _, _ = run(50, 1.0, 0.049)
     assert [b - a for a, b in zip(saves, saves[1:], strict=False)] == [10] * (len(saves) - 1)
-    assert saves[0] == 4  # after the assumed cost
+    assert saves[0] == 2  # after the assumed cost
 
 
 def test_after_the_last_step_there_is_nothing_to_save() -> None:
