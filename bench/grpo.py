@@ -6,7 +6,8 @@ shipped model under the same noise.
 
     sft                  the shipped model, not trained any further
     grpo                 recipe `grpo_miniature`, with so many updates
-    sft_more             supervised training goes on instead, for the same processor time
+    sft_more             supervised training of the same adapters goes on instead, on clips as the
+                         model's own was, for the same processor time
     grpo_no_fidelity     reward without ID-Crafter's fidelity part; no_quality, no_naturalness alike
     grpo_gamma_0, _1     reward of the mean subject, of the worst subject (the others: .5)
     grpo_groups_4, _16   as many rollouts in smaller or larger updates (the others: 8)
@@ -56,19 +57,19 @@ COMPOSITES = {
     "grpo_gamma_0": Composite(gamma=0.0),
     "grpo_gamma_1": Composite(gamma=1.0),
 }
-SHARDS = 2  # of stills, for supervised training
-SFT_LR = 2e-4
+SHARDS = 2  # of clips, for supervised training
 PROBE = 3  # steps of supervised training whose time says how many make the same budget
 
 
 @dataclass(frozen=True)
 class Study:
     """base: what `grpo` runs, with its budget and its held-out looks. folder: of all studies.
-    rows: stills in a shard of supervised training."""
+    rows: clips in a shard of supervised training; batch: of it."""
 
     base: MiniatureGrpo
     folder: Path = Path("runs/bench_grpo")
     rows: int = 256
+    batch: int = 8
 
     @property
     def own(self) -> Path:
@@ -95,19 +96,20 @@ def arm_of(base: MiniatureGrpo, arm: str, seed: int) -> MiniatureGrpo:
 
 
 def sft_of(study: Study, seed: int, steps: int) -> SftConfig:
-    """Supervised training of the same adapters on stills of the training split."""
-    own = sft_miniature.miniature_still()
+    """Supervised training of the same adapters, at the same rate, on clips of the training split;
+    without the identity loss, whose reader no model folder brings."""
+    own, same = sft_miniature.miniature(), study.base.run.config.loop
     loop = replace(
-        own.loop, name="sft_more", minutes=None, steps=steps, lr=SFT_LR, muon_lr=None, seed=seed,
-        schedule="constant", warmup=1, ema=study.base.run.config.loop.ema, sheet_every=0,
+        own.loop, name="sft_more", minutes=None, steps=steps, lr=same.lr, muon_lr=None, seed=seed,
+        schedule=same.schedule, warmup=same.warmup, ema=same.ema, sheet_every=0,
     )  # fmt: skip
     data = replace(
-        own.data, shards=study.folder / f"shards_{study.rows}", rows=study.rows, alike=1,
-        encoders=study.folder / "encoders", plan=((0, SHARDS),), batch_size=8,
+        own.data, shards=study.folder / f"clips_{study.rows}", rows=study.rows, alike=1,
+        encoders=study.folder / "encoders", plan=((0, SHARDS),), batch_size=study.batch,
     )  # fmt: skip
     return replace(
         own, loop=loop, data=data, lora=study.base.run.rank, identity_gain=0.0, reader=None,
-        base=study.base.model / "dit.safetensors", compile=False, num_processes=1,
+        base=study.base.model / "dit.safetensors", compile=False, num_processes=1, grid=0,
     )  # fmt: skip
 
 
@@ -214,7 +216,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
 def study_of(asked: argparse.Namespace) -> Study:
     """The study that the command line asks for."""
     if asked.small:
-        return Study(small(), asked.folder, rows=8)
+        return Study(small(), asked.folder, rows=4, batch=2)
     base = replace(grpo_miniature.miniature(), cases=asked.cases)
     if asked.updates:
         config = base.run.config

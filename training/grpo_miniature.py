@@ -61,7 +61,7 @@ def miniature() -> MiniatureGrpo:
     first three draw noise; of each group the two best and the two worst are learned from. Under the
     guidance that the model is served with: without it rollouts show half as much of anybody."""
     loop = LoopConfig(
-        "grpo_miniature", steps=120, lr=1e-3, muon_lr=None, betas=(0.9, 0.95), warmup=1,
+        "grpo_miniature", steps=120, lr=2.5e-4, muon_lr=None, betas=(0.9, 0.95), warmup=1,
         schedule="constant", ema=0.8, sheet_every=20, log_every=1,
     )  # fmt: skip
     rollout = RolloutConfig(
