@@ -8,6 +8,7 @@ shipped model under the same noise.
     grpo                 recipe `grpo_miniature`, with so many updates
     sft_more             supervised training of the same adapters goes on instead, on clips as the
                          model's own was, for the same processor time
+    grpo_chance          as many updates by rewards that are drawn by lot: the control
     grpo_no_fidelity     reward without ID-Crafter's fidelity part; no_quality, no_naturalness alike
     grpo_gamma_0, _1     reward of the mean subject, of the worst subject (the others: .5)
     grpo_groups_4, _16   as many rollouts in smaller or larger updates (the others: 8)
@@ -45,9 +46,9 @@ from training.sft import SftConfig
 
 FIRST = ("sft", "grpo", "sft_more")
 ARMS = (
-    *FIRST, "grpo_no_fidelity", "grpo_no_quality", "grpo_no_naturalness", "grpo_gamma_0",
-    "grpo_gamma_1", "grpo_groups_4", "grpo_groups_16", "grpo_other_noise", "sft_tuned",
-    "grpo_tuned",
+    *FIRST, "grpo_chance", "grpo_no_fidelity", "grpo_no_quality", "grpo_no_naturalness",
+    "grpo_gamma_0", "grpo_gamma_1", "grpo_groups_4", "grpo_groups_16", "grpo_other_noise",
+    "sft_tuned", "grpo_tuned",
 )  # fmt: skip
 SHIPPED = ("sft", "sft_tuned")  # not trained any further
 COMPOSITES = {
@@ -92,7 +93,8 @@ def arm_of(base: MiniatureGrpo, arm: str, seed: int) -> MiniatureGrpo:
     loop = replace(config.loop, name=arm, seed=seed, steps=steps, sheet_every=0)
     run = replace(base.run, config=replace(config, loop=loop, rollout=rollout))
     composite = COMPOSITES.get(arm, base.composite)
-    return replace(base, run=run, composite=composite, tuned=arm == "grpo_tuned")
+    tuned, chance = arm == "grpo_tuned", arm == "grpo_chance"
+    return replace(base, run=run, composite=composite, tuned=tuned, chance=chance)
 
 
 def sft_of(study: Study, seed: int, steps: int) -> SftConfig:

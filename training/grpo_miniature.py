@@ -29,7 +29,9 @@ from training.loop import LoopConfig, Outcome
 from training.measure import Instruments
 from training.policy import Task
 from training.prompt_tuning import tuned_clip
+from training.rewards.chance import Chance
 from training.rewards.composite import Composite
+from training.rewards.door import Reward
 from training.rewards.miniature import Miniature
 from training.rewards.naturalness import Naturalness
 from training.rollout import RolloutConfig
@@ -42,7 +44,8 @@ SHIPPED = Path("models/miniature")
 class MiniatureGrpo:
     """run: its numbers. composite: weights of the reward. tasks: requests, each of so many
     subjects and num_frames. cases, seeds, steps: of the held-out looks, see `HeldOut`. tuned:
-    prompts describe their casts (`training.prompt_tuning`), in training and at looks."""
+    prompts describe their casts (`training.prompt_tuning`), in training and at looks. chance:
+    learned from are numbers drawn by lot, as a control; looks still tell the reward."""
 
     run: GrpoRun
     composite: Composite = field(default_factory=Composite)
@@ -54,6 +57,7 @@ class MiniatureGrpo:
     steps: int = 8
     model: Path = SHIPPED
     tuned: bool = False
+    chance: bool = False
 
 
 def miniature() -> MiniatureGrpo:
@@ -127,7 +131,8 @@ def train(asked: MiniatureGrpo, folder: Path) -> Outcome:
         clips = [tuned_clip(clip, engine.encoders.vlm) for clip in clips]
     tasks = tasks_of(clips, engine, asked.num_frames)
     watch = Watch(held_out(asked, engine, reward)) if asked.run.config.loop.sheet_every else None
-    return learn(asked.run, engine, reward, tasks, folder, watch)
+    learned: Reward = Chance(reward) if asked.chance else reward
+    return learn(asked.run, engine, learned, tasks, folder, watch)
 
 
 def run() -> None:

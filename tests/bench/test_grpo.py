@@ -31,10 +31,11 @@ def test_each_arm_changes_what_it_is_called_after(arm: str) -> None:
         "composite": asked.composite != base.composite,
         "groups": config.groups != plain.groups,
         "prompts": asked.tuned != base.tuned,
+        "chance": asked.chance != base.chance,
         "noise": config.rollout.same_noise != plain.rollout.same_noise,
     }
     part = {"grpo_groups_4": "groups", "grpo_groups_16": "groups", "grpo_other_noise": "noise"}
-    part["grpo_tuned"] = "prompts"
+    part |= {"grpo_tuned": "prompts", "grpo_chance": "chance"}
     changed = set() if arm == "grpo" else {part.get(arm, "composite")}
     assert {name for name, differ in differs.items() if differ} == changed
 
