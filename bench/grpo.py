@@ -35,6 +35,7 @@ from typing import Any
 
 import torch
 
+from bench.grpo_plot import draw
 from bench.grpo_report import table, told
 from engine.checkpoint import load_strict
 from engine.pipeline import Engine
@@ -210,6 +211,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--cases", type=int, default=24, help="held-out casts (24)")
     parser.add_argument("--arms", default=",".join(ARMS), help="comma-separated")
     parser.add_argument("--folder", type=Path, default=Path("runs/bench_grpo"))
+    parser.add_argument("--plot", type=Path, help="a picture of it, as PNG")
     parser.add_argument("--small", action="store_true", help="in seconds, to see that it runs")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     return parser.parse_args(given)
@@ -235,7 +237,10 @@ def main(given: Sequence[str] | None = None) -> int:
         print(f"unknown arm {unknown[0]!r}; there are: {', '.join(ARMS)}", file=sys.stderr)
         return 2
     torch.set_num_threads(1)
-    results = run_study(study_of(asked), arms, asked.seeds)
+    study = study_of(asked)
+    results = run_study(study, arms, asked.seeds)
+    if asked.plot:
+        draw(results, study.own, asked.plot)
     if asked.json:
         print(json.dumps(told(results)))
     return 0
