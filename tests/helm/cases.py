@@ -456,6 +456,36 @@ WATCHED = [
         f"{POLICY}.2.ports.0.port": 9000,
         "NetworkPolicy/outward spec.podSelector.matchExpressions.0.values": ["courier"],
     }),
+    Case("policies as they are", {}, {
+        f"{POLICY}.1.to": [{"ipBlock": {"cidr": cidr}} for cidr in (
+            "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")],
+        f"{POLICY}.3": ABSENT,
+        f"{GATEWAY}.containers.0.env": no_env("OTEL_EXPORTER_OTLP_ENDPOINT"),
+    }),
+    Case("a store on a port", {
+        "storage": {"endpointUrl": "https://minio.film:9000"}, "networkPolicy": {"s3Port": 9000}}, {
+        f"{POLICY}.2.ports.0.port": 9000,
+    }),
+    Case("a store on a port, no policies", {
+        "storage": {"endpointUrl": "http://minio.film:9000"},
+        "networkPolicy": {"enabled": False}}, {
+        f"{GATEWAY}.containers.0.env": env(AWS_ENDPOINT_URL="http://minio.film:9000"),
+    }),
+    Case("DNS on the node", {"networkPolicy": {"dns": {"nodeLocal": "169.254.20.10"}}}, {
+        f"{POLICY}.0.to.1": {"ipBlock": {"cidr": "169.254.20.10/32"}},
+        f"{POLICY}.0.ports.0.port": 53,
+    }),
+    Case("traces", {"tracing": {"endpoint": "http://otel.monitoring:4318", "port": 14318}}, {
+        f"{POLICY}.3.to": [{"namespaceSelector": {}}],
+        f"{POLICY}.3.ports": [{"protocol": "TCP", "port": 14318}],
+        f"{GATEWAY}.containers.0.env": env(OTEL_EXPORTER_OTLP_ENDPOINT="http://otel.monitoring:4318"),
+        f"{WORKER}.containers.0.env": env(OTEL_EXPORTER_OTLP_ENDPOINT="http://otel.monitoring:4318"),
+    }),
+    Case("a scaler beside a whole address", {
+        "redis": {"urlSecret": {"name": "r"}, "passwordSecret": {"name": "q"}},
+        "workers": [{"name": "gpu", "autoscaling": {"enabled": True}}]}, {
+        "TriggerAuthentication/redis spec.secretTargetRef.0.name": "q",
+    }),
     Case("who may call", {"networkPolicy": {"from": [{"namespaceSelector": {}}]}}, {
         "NetworkPolicy/gateway spec.ingress.0.from.0": {"namespaceSelector": {}},
         "NetworkPolicy/gateway spec.ingress.0.from.1": has("podSelector"),

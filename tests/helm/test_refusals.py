@@ -85,6 +85,23 @@ WRONG: list[tuple[str, Values, str]] = [
         "share",
     ),
     ("an ingress to nowhere", {"gateway": {"ingress": {"enabled": True}}}, "gateway.ingress.host"),
+    (
+        "a port that is shut",
+        {"storage": {"endpointUrl": "http://minio.film:9000"}},
+        "networkPolicy.s3Port: 443 is open, and storage.endpointUrl leads to 9000",
+    ),
+    ("a scheme's own port", {"storage": {"endpointUrl": "http://minio.film"}}, "leads to 80"),
+    (
+        "a scaler without a password",
+        {
+            "redis": {"urlSecret": {"name": "r"}},
+            "workers": [{"name": "g", "autoscaling": {"enabled": True}}],
+        },
+        "redis.passwordSecret",
+    ),
+    ("traces to a scheme", {"tracing": {"endpoint": "grpc://collector:4317"}}, "endpoint"),
+    ("traces to a password", {"tracing": {"endpoint": "http://u:p@collector"}}, "endpoint"),
+    ("traces to nobody", {"tracing": {"endpoint": "http://c:4318", "to": []}}, "to"),
     ("the metadata server", {"networkPolicy": {"s3Cidrs": ["169.254.169.254/32"]}}, "s3Cidrs"),
     ("half of all addresses", {"networkPolicy": {"redisCidrs": ["128.0.0.0/1"]}}, "redisCidrs"),
     (

@@ -23,6 +23,12 @@
 {{- if and .Values.redis.username (not .Values.redis.passwordSecret.name) -}}
 {{- fail "redis.username: give redis.passwordSecret too" -}}
 {{- end -}}
+{{- $store := urlParse .Values.storage.endpointUrl -}}
+{{- $port := regexFind ":[0-9]+$" $store.host | trimPrefix ":" | default (ternary "80" "443" (eq $store.scheme "http")) -}}
+{{- $policies := .Values.networkPolicy -}}
+{{- if and $policies.enabled .Values.storage.endpointUrl (ne $port (toString $policies.s3Port)) -}}
+{{- fail (printf "networkPolicy.s3Port: %v is open, and storage.endpointUrl leads to %s" $policies.s3Port $port) -}}
+{{- end -}}
 {{- if and .Values.gateway.ingress.enabled (not .Values.gateway.ingress.host) -}}
 {{- fail "gateway.ingress.host: an ingress needs one" -}}
 {{- end -}}
@@ -46,6 +52,10 @@
 {{- $auto := .pool.autoscaling -}}
 {{- if and $auto.enabled (gt (int $auto.minReplicas) (int $auto.maxReplicas)) -}}
 {{- fail (printf "%s.autoscaling: minReplicas is larger than maxReplicas" .at) -}}
+{{- end -}}
+{{- $redis := .root.Values.redis -}}
+{{- if and $auto.enabled $redis.urlSecret.name (not $redis.passwordSecret.name) -}}
+{{- fail (printf "%s.autoscaling: KEDA takes no whole address as redis.urlSecret has it; name its password in redis.passwordSecret too" .at) -}}
 {{- end -}}
 {{- if contains "encoders=" .pool.runtime -}}
 {{- fail (printf "%s.runtime: leave encoders= out; the chart sets it by the list that a pool is in" .at) -}}

@@ -2,6 +2,9 @@
 - to:
     - namespaceSelector:
         matchLabels: {kubernetes.io/metadata.name: {{ .Values.networkPolicy.dns.namespace }}}
+    {{- with .Values.networkPolicy.dns.nodeLocal }}
+    - ipBlock: {cidr: {{ . }}/32}
+    {{- end }}
   ports: [{protocol: UDP, port: {{ .Values.networkPolicy.dns.port }}}, {protocol: TCP, port: {{ .Values.networkPolicy.dns.port }}}]
 {{- end }}
 

@@ -107,6 +107,9 @@ env:
   - {name: AWS_REGION, value: {{ . | quote }}}
   - {name: AWS_DEFAULT_REGION, value: {{ . | quote }}}
 {{- end }}
+{{- with .Values.tracing.endpoint }}
+  - {name: OTEL_EXPORTER_OTLP_ENDPOINT, value: {{ . | quote }}}
+{{- end }}
   - {name: HOME, value: /tmp}
   - {name: PYTHONUNBUFFERED, value: "1"}
 {{- end }}
