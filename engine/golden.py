@@ -18,7 +18,9 @@ from engine.errors import CheckpointError
 from engine.spec import Spec
 
 if TYPE_CHECKING:
+    from engine.encodings import Encoded
     from engine.pipeline import Engine
+    from engine.presets import Preset
 
 KEY = "golden"  # in a manifest's evaluation
 PROMPT = "a red ball"
@@ -28,13 +30,17 @@ PARTS = 4  # of the picture's sides
 TOLERANCE = 4.0
 
 
-def picture(engine: Engine) -> list[float]:
+def request(preset: Preset) -> Spec:
+    """The small request: no pictures, and as few and small frames as the model makes."""
+    side, frames = preset.limits.min_side, preset.limits.min_frames
+    usual = Spec.of(preset, PROMPT, steps=STEPS)
+    return replace(usual, width=side, height=side, num_frames=frames)
+
+
+def picture(engine: Engine, encoded: Encoded | None = None) -> list[float]:
     """What the small request looks like: means of 4 x 4 parts of its frames, R, G and B, grey
-    levels to one place."""
-    side, frames = engine.preset.limits.min_side, engine.preset.limits.min_frames
-    usual = Spec.of(engine.preset, PROMPT, steps=STEPS)
-    spec = replace(usual, width=side, height=side, num_frames=frames)
-    frame_HWC = engine.generate(spec, ()).frames.mean(0)
+    levels to one place. encoded: as `Engine.generate`."""
+    frame_HWC = engine.generate(request(engine.preset), (), encoded=encoded).frames.mean(0)
     parts = [
         part.mean((0, 1))
         for lines in np.array_split(frame_HWC, PARTS, 0)
@@ -67,15 +73,19 @@ def told(folder: Path, base: Path | None = None) -> dict[str, Any]:
     return {KEY: found}
 
 
-def check(engine: Engine, evaluation: Mapping[str, Any]) -> None:
+def check(
+    engine: Engine, evaluation: Mapping[str, Any], encoded: Encoded | None = None
+) -> None:
     """Runs the small request and compares it with a manifest's evaluation; where its publisher made
     none, it only has to be a picture.
 
-    Raises CheckpointError.
+    Args:
+        encoded: of `request`, where the engine has no encoders of its own.
+
+    Raises:
+        CheckpointError: it is another picture, or none.
     """
-    if engine.encoders.text is None:
-        return  # it gets its encodings from elsewhere; its first job will tell
-    found, wanted = picture(engine), evaluation.get(KEY)
+    found, wanted = picture(engine, encoded), evaluation.get(KEY)
     _check_contrast(found)
     if wanted is None:
         return

@@ -36,6 +36,7 @@ from service.ledger import Ledger, connect
 from service.limits import Limits
 from service.roster import Roster, WorkerState
 from workers import alive
+from workers.golden import Case
 from workers.purge import LOOK_EVERY_S, Purge
 from workers.reload import Reload
 from workers.settings import Settings
@@ -122,7 +123,8 @@ class Station:
         address = Address.parse(str(settings.model_dir))
         self.reload: Reload | None = None
         if address is not None:
-            self.reload = Reload(address, settings.model_cache, Fleet(client, settings), self.id)
+            fleet, cache = Fleet(client, settings), settings.model_cache
+            self.reload = Reload(address, cache, fleet, self.id, Case(self))
 
     def open(self) -> None:
         """Announce, and go on announcing, then load the engine."""

@@ -11,9 +11,10 @@ before a card is free. Encoding twice does no harm: the same request gives the s
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from celery import shared_task
 
@@ -23,9 +24,9 @@ from service import blobs as store
 from service.doorbell import ENCODE_TASK
 from service.errors import BlobError, BlobMissing, LedgerDown, NotFound
 from service.exchange import Offer
-from service.jobs import Job
 from service.logs import about
 from service.refs import home, tenant_of
+from workers import golden
 from workers.boot import Station, station
 from workers.work import fetch
 
@@ -81,13 +82,24 @@ def _answer(ref: str, place: Station, encoder: "Encoder") -> str:
     return "refused" if offer.field else offer.error or "encoded"
 
 
-def _wanted(ref: str, place: Station) -> Job | None:
-    """The job, if it has not ended."""
+@dataclass(frozen=True)
+class Asked:
+    """What is to be encoded: a job's request, or the small one that models are tried out with."""
+
+    ref: str
+    request: Mapping[str, Any]
+
+
+def _wanted(ref: str, place: Station) -> Asked | None:
+    """Of a job, if it has not ended."""
+    if tenant_of(ref) == golden.TENANT:
+        assert place.encoder is not None
+        return Asked(ref, golden.request(place.encoder.preset))
     try:
         job = place.ledger.read(ref)
     except NotFound:
         return None
-    return None if job.ended else job
+    return None if job.ended else Asked(ref, job.request)
 
 
 @contextmanager
@@ -111,7 +123,7 @@ def _held(ref: str, place: Station) -> Iterator[None]:
         thread.join()
 
 
-def _encode(job: Job, place: Station, encoder: "Encoder") -> Offer:
+def _encode(job: Asked, place: Station, encoder: "Encoder") -> Offer:
     from engine.encoder import to_bytes
 
     try:

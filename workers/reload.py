@@ -36,6 +36,7 @@ from engine.errors import (
 from engine.registry import Address, Registry, base_of, is_channel
 from service.errors import LedgerDown
 from service.fleet import Fleet
+from workers.golden import Case, prepare, try_out
 from workers.pulls import Pulls
 from workers.ready import Ready
 from workers.tidy import tidy
@@ -52,11 +53,14 @@ KEPT = 4  # models whose files stay verified and held: those that serve, and to 
 
 
 class Reload:
-    """Follows one address for one worker process. worker: its id, for the operator."""
+    """Follows one address for one worker process. worker: its id, for the operator. case: the small
+    request, where the engine has no encoders."""
 
-    def __init__(self, address: Address, cache: Path, fleet: Fleet, worker: str) -> None:
+    def __init__(
+        self, address: Address, cache: Path, fleet: Fleet, worker: str, case: Case | None = None
+    ) -> None:
         self.message = ""  # why it does not serve what it should
-        self._address, self._cache = address, cache
+        self._address, self._cache, self._case = address, cache, case
         self._fleet, self._worker = fleet, worker
         self._stable: Ready | None = None
         self._canary: Ready | None = None
@@ -210,13 +214,11 @@ class Reload:
 
     def _try_out(self, engine: "Engine", wanted: Ready) -> None:
         """The small request, once for each model, that of the start included."""
-        from engine import golden
-
         if wanted.digest not in self._tried:
             began = time.monotonic()
-            golden.check(engine, wanted.manifest.evaluation)
-            self._tried.add(wanted.digest)
-            log.info("%s tried out in %.3f s", wanted.digest, time.monotonic() - began)
+            if try_out(engine, wanted.manifest.evaluation, self._case):
+                self._tried.add(wanted.digest)
+                log.info("%s tried out in %.3f s", wanted.digest, time.monotonic() - began)
 
     def _restore(self, engine: "Engine") -> None:
         from engine import swap
@@ -363,6 +365,7 @@ class Reload:
         found = known.again() if known else Ready.pull(self._address, digest, self._cache, heed)
         if engine is not None:
             found.check(engine, heed)
+            prepare(engine, self._case, heed)
         return found
 
     def _judge(self) -> None:

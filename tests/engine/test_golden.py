@@ -41,7 +41,7 @@ def test_the_picture_tells_models_apart(
 def test_one_even_colour_is_no_picture(
     engine: Engine, random_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(golden, "picture", lambda engine: [7.0] * 48)
+    monkeypatch.setattr(golden, "picture", lambda *_: [7.0] * 48)
     for tried in (lambda: golden.check(engine, {}), lambda: golden.told(random_model)):
         with pytest.raises(CheckpointError, match="one even colour"):
             tried()
