@@ -28,6 +28,7 @@ STABLE, CANARY = "stable", "canary"
 NAME = re.compile("[a-z][a-z0-9-]{0,31}")
 MAX_BYTES = 4_000_000
 MAX_LINES = 5_000
+MAX_NOTE = 300  # characters
 TRIES = 60
 PAUSE_S = 0.2  # the longest between two tries
 WHYS = ("promote", "rollback", "close")
@@ -74,9 +75,12 @@ class Channel:
         return led[-2] if len(led) > 1 else ""
 
     def to_bytes(self) -> bytes:
-        """The file."""
+        """The file; of a long history the last part, so that it can be read again."""
         kept = [asdict(line) for line in self.lines[-MAX_LINES:]]
-        return json.dumps({"format": FORMAT, "lines": kept}, indent=1).encode()
+        content = json.dumps({"format": FORMAT, "lines": kept}, indent=1).encode()
+        if len(content) <= MAX_BYTES:
+            return content
+        return Channel(self.name, self.lines[-len(kept) // 2 :]).to_bytes()
 
     @classmethod
     def from_bytes(cls, name: str, content: bytes) -> Channel:
@@ -183,5 +187,7 @@ def _check_expected(now: Channel, expect: str | None) -> None:
 
 
 def _new(digest: str, why: str, note: str, share: float) -> Line:
+    if len(note) > MAX_NOTE:
+        raise RegistryError(f"a note may have {MAX_NOTE} characters, not {len(note)}")
     at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     return Line(uuid.uuid4().hex, digest, why, note, float(share), at)

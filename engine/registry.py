@@ -89,8 +89,8 @@ class Registry:
     def push(
         self, folder: Path, key: Path | None = None, evaluation: Mapping[str, Any] | None = None
     ) -> str:
-        """Publish a model folder; its digest. What is there already stays; what is missing of an
-        earlier try is added.
+        """Publish a model folder; its digest. What is there already, byte by byte, stays; what is
+        missing or damaged of an earlier try is written.
 
         Args:
             key: PEM of the private key to sign with; None does not sign.
@@ -107,9 +107,9 @@ class Registry:
                 self.manifest(base)
             at = f"{MODELS}/{digest}"
             there = self.store.names(f"{at}/")
-            for name in sorted(manifest.files):
+            for name, wanted in sorted(manifest.files.items()):
                 known = there.get(f"{at}/{name}")
-                if known is None or known.size != (view / name).stat().st_size:
+                if known is None or not self._is_whole(f"{at}/{name}", known, view / name, wanted):
                     self.store.write(f"{at}/{name}", view / name)
             content = manifest.to_bytes()
             told = {SIGNATURE: signatures.sign(content, key)} if key else {}
@@ -199,6 +199,19 @@ class Registry:
         self.store.delete(f"{at}/{MANIFEST}")
         for name in self.store.names(f"{at}/"):
             self.store.delete(name)
+
+    def _is_whole(self, name: str, known: Found, path: Path, wanted: str) -> bool:
+        """Whether a file of an earlier push is the one that is to be there: read again, as no store
+        tells a digest of what it holds now."""
+        if known.size != path.stat().st_size:
+            return False
+        hashed = hashlib.sha256()
+        try:
+            for chunk in self.store.stream(name):
+                hashed.update(chunk)
+        except RegistryError:
+            return False
+        return hashed.hexdigest() == wanted
 
     def _check_names(self, digest: str, manifest: Manifest) -> None:
         at = f"{MODELS}/{digest}/"

@@ -73,22 +73,26 @@ def listing(
     with opened(at) as registry:
         channels = [registry.channels.read(name) for name in registry.channels.names()]
         found = [
-            (one, registry.manifest(one.digest), [c for c in channels if c.digest == one.digest])
+            (one, *_seen(registry, one.digest), [c for c in channels if c.digest == one.digest])
             for one in registry.models().values()
         ]
     if as_json:
         rows = [
             {**asdict(one), "preset": manifest.preset, "channels": [c.name for c in led]}
-            for one, manifest, led in found
+            | ({"unusable": wrong} if wrong else {})
+            for one, manifest, wrong, led in found
         ]
         print(json.dumps(rows))
         return
     table = Table("model", "preset", "published", "MB", "kept", "channels", box=None)
-    for one, manifest, led in found:
+    for one, manifest, _, led in found:
         day = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.written_s))
         row = (one.digest[:12], manifest.preset, day, f"{one.size / 1e6:.1f}", _kept(manifest))
         table.add_row(*map(escape, (*row, ", ".join(map(_led, led)))))
     out.print(table)
+    for one, _, wrong, _ in found:
+        if wrong:
+            err.print(f"{one.digest[:12]} cannot be used: {wrong}", markup=False)
 
 
 @models.command()
@@ -255,6 +259,16 @@ def _golden(registry: Registry, folder: Path, cache: Path) -> dict[str, Any]:
     return told(folder, None if base is None else registry.pull(base, cache))
 
 
+def _seen(registry: Registry, digest: str) -> tuple[Manifest, str]:
+    """A published model's manifest, an empty one where there is none, and why it cannot be used."""
+    try:
+        manifest = registry.manifest(digest)
+        base_of(manifest)
+        return manifest, ""
+    except (CheckpointError, UnverifiedError) as error:
+        return Manifest("-"), str(error)
+
+
 def _check(registry: Registry, digest: str, now: Channel, worse: bool) -> None:
     """Ends the command where the model is worse than the one that a channel leads to now."""
     manifest = registry.manifest(digest)
@@ -271,9 +285,9 @@ def _wanted(registry: Registry, keep: int) -> set[str]:
     for name in registry.channels.names():
         led = [line.digest for line in registry.channels.read(name).lines if line.digest]
         found |= set(list(dict.fromkeys(reversed(led)))[: max(keep, 1)])
-    there = registry.models()
-    bases = {base_of(registry.manifest(digest)) for digest in found if digest in there}
-    return found | {base for base in bases if base}
+    there, plain = registry.models(), Registry(registry.store)  # also the base of what is unsigned
+    seen = [_seen(plain, digest)[0] for digest in found if digest in there]
+    return found | {base for base in map(base_of, seen) if base}
 
 
 def _kept(manifest: Manifest) -> str:

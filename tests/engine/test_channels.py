@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from engine import channels
 from engine.channels import Channel, Channels, Line
 from engine.errors import RegistryError
 from engine.stores import FolderStore, Store
@@ -152,3 +153,17 @@ def test_a_name_is_plain(tmp_path: Path, name: str) -> None:
 def test_a_share_is_a_part(tmp_path: Path, share: float) -> None:
     with pytest.raises(RegistryError, match="share of jobs must be"):
         Channels(FolderStore(tmp_path)).move("canary", A, share=share)
+
+
+def test_a_note_is_short_and_a_long_history_can_be_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = Channels(FolderStore(tmp_path))
+    with pytest.raises(RegistryError, match="may have 300 characters, not 301"):
+        found.move("stable", A, "x" * 301)
+    assert not found.read("stable").lines
+    monkeypatch.setattr(channels, "MAX_BYTES", 20_000)
+    for turn in range(12):
+        moved = found.move("stable", f"{turn:064}", "\U0001f600" * 300)  # 12 bytes each
+        assert moved.digest == found.read("stable").digest == f"{turn:064}"
+    assert 2 <= len(found.read("stable").lines) < 12

@@ -72,6 +72,10 @@ def test_a_push_that_was_cut_off_is_completed(store: Store, tmp_path: Path) -> N
         registry.pull(digest, tmp_path / "cache")
     assert registry.push(folder) == digest
     registry.pull(digest, tmp_path / "cache")
+    content = (folder / "dit.safetensors").read_bytes()
+    damage(store, f"models/{digest}/dit.safetensors", content[:-1] + b"?", tmp_path)
+    assert registry.push(folder) == digest  # of the same size, and not the same
+    registry.pull(digest, tmp_path / "elsewhere")
 
 
 def test_what_was_changed_in_the_store_is_not_taken(store: Store, tmp_path: Path) -> None:

@@ -118,6 +118,33 @@ def test_signed_and_unsigned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert told("verify").exit_code == 0
 
 
+def test_a_model_that_cannot_be_used_is_listed_as_such_and_hides_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    private, public = key_pair(tmp_path)
+    monkeypatch.setenv("TROUPE_MODEL_DIR", f"{tmp_path}/registry?key={public}#stable")
+    good, base = (
+        told("push", str(model(tmp_path, number)), "--key", str(private)).stdout.strip()
+        for number in (1.0, 2.0)
+    )
+    assert told("promote", good).exit_code == 0
+    broken, unsigned = pushed(tmp_path, 3.0), pushed(tmp_path, 4.0, lineage={"base": base})
+    path = tmp_path / "registry" / "models"
+    (path / broken / "manifest.json").write_text("{}")
+    Registry(FolderStore(tmp_path / "registry")).channels.move("noir", unsigned)
+    listed = told("list")
+    assert listed.exit_code == 0 and all(one[:12] in listed.output for one in (good, unsigned))
+    assert f"{unsigned[:12]} cannot be used: the model is not signed" in listed.output
+    told_of = json.loads(told("list", "--json").stdout)
+    rows = {one["digest"]: one.get("unusable", "") for one in told_of}
+    assert rows.keys() == {good, base, broken, unsigned} and not rows[good]
+    assert "manifest.json" in rows[broken] and "not signed" in rows[unsigned]
+    for one in rows:
+        os.utime(path / one / "manifest.json", (0, 0))
+    assert told("prune").output.split(":")[0] == broken[:12]
+    assert (path / base).exists()  # that of what is unsigned, too
+
+
 def test_old_models_that_nobody_needs_are_removed(tmp_path: Path) -> None:
     digests = [pushed(tmp_path, float(n)) for n in range(5)]
     based = pushed(tmp_path, 9.0, lineage={"base": digests[0]})

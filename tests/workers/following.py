@@ -13,13 +13,18 @@ from engine.stores import FolderStore
 from service.fleet import Fleet
 from service.ledger import connect
 from tests.engine.test_swap import variant
+from workers import reload as reload_module
 from workers.reload import Reload
 from workers.settings import Settings
 
 
 @pytest.fixture
-def registry(tmp_path: Path, random_model: Path) -> Registry:
-    """With the random model on its stable channel."""
+def registry(
+    tmp_path: Path, random_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> Registry:
+    """With the random model on its stable channel. A round lasts until all that it has found is
+    there, however busy the machine is."""
+    monkeypatch.setattr(reload_module, "LOOK_EVERY_S", 60.0)
     found = Registry(FolderStore(tmp_path / "registry"))
     found.channels.move("stable", found.push(random_model))
     return found

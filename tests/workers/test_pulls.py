@@ -18,7 +18,7 @@ from workers.pulls import Pulls
 from workers.reload import Reload
 
 LOOK_S = 0.4
-AT_ONCE_S = 1.5  # of pulls that would take half a minute
+AT_ONCE_S = 5.0  # of pulls that take half a minute
 
 
 class Slow(FolderStore):
@@ -55,7 +55,7 @@ def pulling() -> list[threading.Thread]:
 
 def await_none() -> None:
     for thread in pulling():
-        thread.join(5.0)
+        thread.join(30.0)
     assert pulling() == []
 
 
@@ -100,7 +100,7 @@ def test_what_the_channel_leads_to_comes_before_a_canary_which_comes_all_the_sam
     while engine.digest != better:
         reload.round(engine)
         reload.fit(engine)
-        assert time.monotonic() - began < 2 * AT_ONCE_S
+        assert time.monotonic() - began < 4 * AT_ONCE_S
     reload.round(engine)
     assert pulling() and pulling() != begun  # given up for the other's sake, and begun anew
     begun = pulling()
@@ -114,7 +114,7 @@ def test_what_the_channel_leads_to_comes_before_a_canary_which_comes_all_the_sam
     while engine.digest != canary:
         reload.round(engine)
         reload.fit(engine, "local/v1")
-        assert time.monotonic() - began < 10.0
+        assert time.monotonic() - began < 60.0
 
 
 def test_a_job_waits_for_the_adapter_that_it_names(
@@ -146,7 +146,7 @@ def test_what_failed_is_tried_again_and_is_not_urgent_then(random_model: Path) -
         raise OSError("opened")
 
     def ended() -> bool:
-        return pulls.wait(5.0)
+        return pulls.wait(60.0)
 
     assert pulls.take("a", broken, urgent=True) is None
     pulls.sweep()

@@ -4,7 +4,7 @@ import os
 import time
 from pathlib import Path
 
-from workers.tidy import UNUSED_S, tidy
+from workers.tidy import FRESH_S, SPARE, UNUSED_S, tidy
 
 
 def model(cache: Path, name: str, age_s: float) -> Path:
@@ -34,3 +34,12 @@ def test_nothing_there_is_fine(tmp_path: Path) -> None:
     assert tidy(tmp_path / "none", [tmp_path / "gone"]) == []
     model(tmp_path / "models", "one", 2 * UNUSED_S)
     assert tidy(tmp_path / "models", []) == []
+
+
+def test_where_many_are_published_a_few_spare_ones_stay(tmp_path: Path) -> None:
+    cache = tmp_path / "models"
+    served = model(cache, "served", 2 * FRESH_S)
+    spare = [model(cache, f"spare{n}", FRESH_S + 60.0 * n + 60.0) for n in range(SPARE + 2)]
+    fresh = [model(cache, f"fresh{n}", FRESH_S / 2) for n in range(SPARE + 2)]
+    assert sorted(tidy(cache, [served])) == ["spare3", "spare4"]
+    assert all(path.exists() for path in (served, *spare[:SPARE], *fresh))
