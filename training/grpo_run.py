@@ -30,7 +30,7 @@ from training.rewards.door import Reward
 @dataclass(frozen=True)
 class GrpoRun:
     """config: of the run. rank, alpha: of the adapters, whose product is scaled by alpha / rank;
-    rank 0 trains all weights. guidance: of rollouts and of their replay; detach: see
+    rank 0 trains all weights. guidance: of rollouts and of their replay; detach, decoded: see
     `training.policy.EnginePolicy`."""
 
     config: GrpoConfig
@@ -38,6 +38,7 @@ class GrpoRun:
     alpha: float = 32
     guidance: Guidance = field(default_factory=lambda: Guidance(scale=1.0))
     detach: bool = True
+    decoded: int = 0
 
 
 def learn(
@@ -55,7 +56,9 @@ def learn(
     watch: looks at held-out casts before the run, at every sheet and at its end.
     """
     model = prepared(run, engine.dit)
-    policy = EnginePolicy(engine.encoders, engine.preset, run.guidance, run.detach)
+    policy = EnginePolicy(
+        engine.encoders, engine.preset, run.guidance, run.detach, run.decoded
+    )
     if watch is not None:
         watch.begin(model)
     return train(

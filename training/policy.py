@@ -45,13 +45,16 @@ class EnginePolicy:
     """`training.rollout.Policy` over a `WanDiT`, for samples that are `Task`s.
 
     guidance: in rollouts and replays alike. detach: under guidance only the forward with prompt and
-    subjects learns, at the price of one backward instead of two or three.
+    subjects learns, at the price of one backward instead of two or three. decoded: so many latent
+    frames are shown to the reward, the first ones; 0 is all. The VAE is causal: what they decode to
+    is the beginning of the whole video, and one of five costs a fifth.
     """
 
     encoders: Encoders
     preset: Preset
     guidance: Guidance = field(default_factory=lambda: Guidance(scale=1.0))
     detach: bool = False
+    decoded: int = 0
 
     def sample(
         self,
@@ -99,7 +102,8 @@ class EnginePolicy:
     def frames(self, model: nn.Module, latents: Tensor) -> Tensor:
         """uint8 [B, F, H, W, 3], as the decoder makes them: nothing is encoded as a video."""
         engine = self.engine(model)
-        return torch.cat([engine.decode(part) for part in latents.split(DECODED)])
+        shown = latents[:, :, : self.decoded or None]
+        return torch.cat([engine.decode(part) for part in shown.split(DECODED)])
 
     def leading(self, samples: Sequence[Task]) -> int:
         """Frames of references in front of the video's own: in the family vace."""
