@@ -138,3 +138,14 @@ def test_rollouts_are_what_the_engine_makes() -> None:
     got = policy.sample(model, [task, task], [3, 4], plan, flow.step)
     assert torch.equal(got, want)
     assert torch.equal(policy.frames(model, got), engine.decode(want))
+
+
+def test_a_reward_may_be_shown_the_beginning_alone() -> None:
+    """What the first latent frames decode to does not hang on those behind them."""
+    model, policy = toy_dit.model(), toy_dit.policy()
+    engine = policy.engine(model)
+    latents = torch.randn(2, *engine.preset.latent_shape(32, 32, 9))
+    whole = policy.frames(model, latents)
+    for decoded, shown in ((1, 1), (2, 5)):
+        begun = replace(policy, decoded=decoded).frames(model, latents)
+        assert begun.shape[1] == shown and torch.equal(begun, whole[:, :shown])
