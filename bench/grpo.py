@@ -2,7 +2,8 @@
 
 Every arm begins with the shipped miniature and is judged on the same videos of held-out casts, by
 figures that nothing is rewarded for (`training.heldout`): arms are compared case by case with the
-shipped model under the same noise.
+shipped model under the same noise. Figures that begin with still_ are of single frames of twice as
+many casts: what rollouts are.
 
     sft                  the shipped model, not trained any further
     grpo                 recipe `grpo_miniature`, with so many updates
@@ -36,10 +37,10 @@ from typing import Any
 import torch
 
 from bench.grpo_plot import draw
-from bench.grpo_report import table, told
+from bench.grpo_report import OF_STILLS, STILL, table, told
 from engine.checkpoint import load_strict
 from engine.pipeline import Engine
-from training import grpo_miniature, sft, sft_miniature
+from training import evaluate, grpo_miniature, sft, sft_miniature
 from training.grpo_miniature import MiniatureGrpo
 from training.heldout import HeldOut, Rows, means
 from training.rewards.composite import Composite
@@ -60,6 +61,7 @@ COMPOSITES = {
     "grpo_gamma_1": Composite(gamma=1.0),
 }
 SHARDS = 2  # of clips, for supervised training
+STILLS = 2  # single frames for each video
 PROBE = 3  # steps of supervised training whose time says how many make the same budget
 
 
@@ -168,7 +170,10 @@ def judged(study: Study, weights: Path, seed: int, tuned: bool = False) -> Rows:
     load_strict(engine.dit, weights)
     reward = grpo_miniature.reward_of(engine, base.model, Composite())
     looks: HeldOut = replace(grpo_miniature.held_out(base, engine, reward), noise=seed)
-    return looks.rows(engine.dit)
+    clips = evaluate.sample_clips(STILLS * base.cases, base.subjects, still=True)
+    stills = replace(looks, cases=evaluate.prepare(clips, looks.tools))
+    found, alone = looks.rows(engine.dit), stills.rows(engine.dit)
+    return found | {f"{STILL}{name}": alone[name] for name in OF_STILLS}
 
 
 def in_order(arms: Sequence[str], seeds: int) -> Iterator[tuple[str, int]]:

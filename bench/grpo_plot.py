@@ -2,7 +2,8 @@
 
 Left: what training is rewarded with, update by update, against the control whose rewards are drawn
 by lot: both are asked for the same casts from the same noise, so their difference is the weights'.
-Right: held-out figures against the shipped model's, with standard errors.
+Right: held-out figures, of single frames and of videos, against the shipped model's, with standard
+errors.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from bench.grpo_report import Result, by_arm, difference
+from bench.grpo_report import STILL, Result, by_arm, difference
 from training.rewards.chance import TRUE
 from training.rewards.door import TOTAL
 
 CONTROL = "grpo_chance"
-SHOWN = ("oracle_identity", "worst", "similarity", "copy_paste", "motion", TOTAL)
+FOUR = ("oracle_identity", "worst", "similarity", "copy_paste")
+SHOWN = (*(f"{STILL}{name}" for name in FOUR), *FOUR, "motion")
 MEAN_OF = 10  # updates
 
 
@@ -67,7 +69,8 @@ def _compare(axes: Any, arms: dict[str, dict[int, Result]]) -> None:
         right = [gap["difference"] for _, gap in known]
         axes.errorbar(at, right, errors, fmt="o", ms=4, capsize=2, label=arm)
     axes.axhline(0, color="0.7", lw=1)
-    axes.set_xticks(range(len(SHOWN)), [name.replace("_", "\n") for name in SHOWN])
+    names = [name.replace("oracle_identity", "oracle").replace("_", "\n") for name in SHOWN]
+    axes.set_xticks(range(len(SHOWN)), names)
     axes.set_title("held-out figures minus the shipped model's, ± standard error")
     if others:
         axes.legend(frameon=False, fontsize=8)

@@ -14,6 +14,9 @@ import numpy as np
 from training.heldout import FIGURES
 
 Result = dict[str, Any]
+STILL = "still_"
+OF_STILLS = ("oracle_identity", "worst", "similarity", "copy_paste", "reward")
+ALL = (*FIGURES, *(f"{STILL}{name}" for name in OF_STILLS))
 
 
 def by_arm(results: Sequence[Result]) -> dict[str, dict[int, Result]]:
@@ -59,12 +62,12 @@ def told(results: Sequence[Result], base: str = "sft") -> dict[str, Any]:
         values = list(own.values())
         row: dict[str, Any] = {
             "seeds": {str(seed): result["figures"] for seed, result in own.items()},
-            "mean": {n: float(np.mean([r["figures"][n] for r in values])) for n in FIGURES},
+            "mean": {n: float(np.mean([r["figures"][n] for r in values])) for n in ALL},
             "cpu_s": float(np.mean([r["cpu_s"] for r in values])),
             "updates": float(np.mean([r["updates"] for r in values])),
         }
         if base in arms and arm != base:
-            gaps = {n: difference(own, arms[base], n) for n in FIGURES}
+            gaps = {n: difference(own, arms[base], n) for n in ALL}
             row["minus_sft"] = {
                 n: {k: v for k, v in gap.items() if not np.isnan(v)}
                 for n, gap in gaps.items() if gap is not None
@@ -75,14 +78,16 @@ def told(results: Sequence[Result], base: str = "sft") -> dict[str, Any]:
 
 
 def table(results: Sequence[Result]) -> str:
-    """Markdown: means over seeds, and in brackets the difference to `sft` in standard errors."""
+    """Markdown: a line for each figure, a column for each arm: the mean over its seeds, and in
+    brackets the difference to `sft`, also in standard errors."""
     rows = told(results)["arms"]
-    lines = ["| arm | seeds | " + " | ".join(FIGURES) + " |", "|---" * (2 + len(FIGURES)) + "|"]
-    for arm, row in rows.items():
+    heads = [f"{arm} ({len(row['seeds'])})" for arm, row in rows.items()]
+    lines = ["| figure | " + " | ".join(heads) + " |", "|---" * (1 + len(heads)) + "|"]
+    for name in ALL:
         cells = []
-        for name in FIGURES:
+        for row in rows.values():
             gap = row.get("minus_sft", {}).get(name, {})
             far = f" ({gap['difference']:+.3f}, {gap['t']:+.1f})" if "t" in gap else ""
             cells.append(f"{row['mean'][name]:.3f}{far}")
-        lines.append(f"| {arm} | {len(row['seeds'])} | " + " | ".join(cells) + " |")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

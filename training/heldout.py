@@ -6,7 +6,7 @@
     similarity       cosine to the references, by the encoder that rewards
     copy_paste       MultiID-Bench's score: -1 the truth, +1 a copy of the reference
     motion           share of subjects that do what the prompt says, by the oracle
-    amplitude        mean difference between successive frames, of 255
+    amplitude        mean difference between successive frames, of 255; NaN of single ones
     diversity        mean difference between videos of one request from different noise, of 255
     reward           what the run is rewarded for, on these videos
 
@@ -133,7 +133,7 @@ def _numbers(score: Score) -> dict[str, float]:
 def _mean(videos_KB: NDArray[np.int16]) -> list[float]:
     """Over all but the cases, [K, B, …] -> B numbers."""
     flat_BX = videos_KB.swapaxes(0, 1).reshape(videos_KB.shape[1], -1)
-    return [float(x) for x in flat_BX.mean(1)]
+    return [float(x.mean()) if x.size else float("nan") for x in flat_BX]
 
 
 def means(rows: Rows) -> dict[str, float]:

@@ -11,8 +11,8 @@ import torch
 
 from bench import grpo
 from bench.grpo import ARMS, Study, arm_of, in_order, small
+from bench.grpo_report import ALL
 from training import grpo_miniature
-from training.heldout import FIGURES
 
 TRAINED = [arm for arm in ARMS if arm not in (*grpo.SHIPPED, "sft_more")]
 
@@ -68,7 +68,7 @@ def test_a_small_study_runs_and_is_not_repeated(
     assert first["arms"]["sft_tuned"]["minus_sft"]["amplitude"]["difference"] != 0
     for arm in ("grpo", "sft_more"):
         own = first["arms"][arm]
-        assert set(own["mean"]) == set(own["minus_sft"]) == set(FIGURES)
+        assert set(own["mean"]) == set(own["minus_sft"]) == set(ALL)
         assert own["cpu_s"] > 0 and own["minus_sft"]["amplitude"]["difference"] != 0
 
     def never(*given: Any) -> None:

@@ -8,11 +8,11 @@ import numpy as np
 from PIL import Image
 
 from bench.grpo_plot import CONTROL, draw, gained
-from training.heldout import FIGURES
+from bench.grpo_report import ALL
 
 
 def result(arm: str, seed: int, level: float) -> dict[str, Any]:
-    rows = {name: [level, level + 0.1, level + 0.3] for name in FIGURES}
+    rows = {name: [level, level + 0.1, level + 0.3] for name in ALL}
     figures = {name: float(np.mean(values)) for name, values in rows.items()}
     return {"arm": arm, "seed": seed, "cpu_s": 1.0, "updates": 3, "figures": figures, "rows": rows}
 

@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.grpo_report import difference, table, told
-from training.heldout import FIGURES
+from bench.grpo_report import ALL, difference, table, told
 
 
 def result(arm: str, seed: int, values: list[float]) -> dict[str, Any]:
-    rows = {name: values for name in FIGURES}
-    figures = {name: float(np.mean(values)) for name in FIGURES}
+    rows = {name: values for name in ALL}
+    figures = {name: float(np.mean(values)) for name in ALL}
     common = {"arm": arm, "seed": seed, "cpu_s": 10.0, "updates": 4}
     return common | {"rows": rows, "figures": figures}
 
@@ -40,11 +39,12 @@ def test_only_seeds_that_both_have_are_compared() -> None:
     assert difference({2: arm[2]}, {0: BASE[0]}, "worst") is None
 
 
-def test_the_object_is_json_and_the_table_has_a_row_for_each_arm() -> None:
+def test_the_object_is_json_and_the_table_has_a_column_for_each_arm() -> None:
     results = [*BASE, result("grpo", 0, [0.2, 0.6, 1.0])]
     found = json.loads(json.dumps(told(results), allow_nan=False))
     assert set(found["arms"]) == {"sft", "grpo"} and found["cases"] == 3
-    assert set(found["arms"]["grpo"]["seeds"]["0"]) == set(FIGURES)
+    assert set(found["arms"]["grpo"]["seeds"]["0"]) == set(ALL)
     assert "minus_sft" not in found["arms"]["sft"]
     lines = table(results).splitlines()
-    assert len(lines) == 4 and lines[3].startswith("| grpo | 1 | 0.600 (+0.100")
+    assert lines[0] == "| figure | sft (2) | grpo (1) |" and len(lines) == 2 + len(ALL)
+    assert lines[3].startswith("| worst | 0.500 | 0.600 (+0.100")
