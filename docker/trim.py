@@ -1,10 +1,12 @@
 """`python trim.py VENV`: take out of an environment what no process of an image uses; says the MB.
 
 That is pip and setuptools, the descriptions of all Amazon services but S3 and those that hand out
-credentials, and the libraries' own tests.
+credentials, the libraries' own tests, and where binutils are at hand what debuggers read in
+extension modules.
 """
 
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -28,8 +30,18 @@ def trim(venv: Path) -> None:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
+        _strip(packages)
     for path in (venv / "bin").glob("pip*"):
         path.unlink()
+
+
+def _strip(packages: Path) -> None:
+    """Not what wheels bring in *.libs: it was rewritten, and strip may break it."""
+    if shutil.which("strip") is None:
+        return
+    for path in packages.rglob("*.so"):
+        if not any(folder.name.endswith((".libs", "torch", "nvidia")) for folder in path.parents):
+            subprocess.run(["strip", "--strip-unneeded", path], check=True)
 
 
 def size(venv: Path) -> float:

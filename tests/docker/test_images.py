@@ -4,7 +4,9 @@ import ast
 import fnmatch
 import importlib.metadata
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -174,6 +176,22 @@ def test_trimming_leaves_what_is_used(tmp_path: Path) -> None:
         subprocess.run([sys.executable, ROOT / "docker" / "trim.py", tmp_path], check=True)
         left = {str(p.relative_to(packages)) for p in packages.rglob("*") if p.is_file()}
         assert left == set(kept)
+
+
+@pytest.mark.skipif(shutil.which("strip") is None, reason="needs strip: apt-get install binutils")
+def test_trimmed_modules_are_smaller_and_still_load(tmp_path: Path) -> None:
+    packages = tmp_path / "lib" / "python3.11" / "site-packages"
+    import uvloop
+
+    shutil.copytree(Path(uvloop.__file__).parent, packages / "uvloop")
+    before = sum(path.stat().st_size for path in packages.rglob("*.so"))
+    subprocess.run([sys.executable, ROOT / "docker" / "trim.py", tmp_path], check=True)
+    assert sum(path.stat().st_size for path in packages.rglob("*.so")) < 0.5 * before
+    code = f"import uvloop, asyncio; assert uvloop.__file__.startswith({str(packages)!r});"
+    code += "print(uvloop.run(asyncio.sleep(0, 7)))"
+    env = {**os.environ, "PYTHONPATH": str(packages)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, check=True)
+    assert done.stdout == b"7\n"
 
 
 def test_the_images_commands_are_those_of_the_service() -> None:
