@@ -165,7 +165,9 @@ def _settle(claim: Claim, place: Station, work: Work, word: str) -> str:
 
 def _commit(claim: Claim, place: Station, result: dict[str, Any]) -> str:
     """A finished video is worth waiting for Redis to come back."""
-    return patiently(lambda: place.ledger.commit(claim, result), place.leaving)
+    return patiently(
+        lambda: place.ledger.commit(claim, result), place.leaving, tries=COMMIT_TRIES
+    )
 
 
 def patiently(
