@@ -2,6 +2,7 @@
 child (`service/decode.py`, `service/decode_video.py`)."""
 
 import io
+import logging
 import subprocess
 import sys
 import threading
@@ -14,6 +15,8 @@ from service import decode, decode_video
 from service.errors import RequestError
 from service.settings import Settings
 from service.turns import FairPool
+
+log = logging.getLogger(__name__)
 
 MAX_MEGAPIXELS = 25.0
 FILM_TIME = 6  # a video may take so many times a picture's time
@@ -119,10 +122,13 @@ class Spare:
         return _child(self._arguments)
 
     def fill(self) -> None:
-        """Let one wait."""
+        """Let one wait, if there is room for it."""
         with self._lock:
             if self._waiting is None and not self._closed:
-                self._waiting = _child(self._arguments)
+                try:
+                    self._waiting = _child(self._arguments)
+                except OSError as error:  # what was asked for is done
+                    log.warning("no child waits for the next picture: %s", error)
 
     def close(self) -> None:
         """Nobody waits any longer."""

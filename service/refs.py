@@ -4,6 +4,7 @@ A client only ever names the second half; the first is the tenant that its key b
 another tenant's job cannot be reached by any spelling: its name cannot be built.
 """
 
+import hashlib
 import os
 import threading
 
@@ -62,3 +63,8 @@ def home(ref: str) -> str:
     """The prefix of all its blobs."""
     tenant, _, video_id = ref.partition("/")
     return f"t/{tenant}/videos/{video_id}"
+
+
+def part_of(ref: str) -> float:
+    """Where a job falls between 0 and 1, the same at every attempt."""
+    return int.from_bytes(hashlib.sha256(ref.encode()).digest()[:8], "big") / 2**64

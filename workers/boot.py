@@ -45,6 +45,7 @@ from workers.shelf import Shelf
 if TYPE_CHECKING:
     from engine.cache import EncodingCache
     from engine.encoder import Encoder
+    from engine.folders import Heed
     from engine.likeness import Judge
     from engine.pipeline import Engine
     from workers.media import Seal
@@ -163,11 +164,10 @@ class Station:
             log.exception("cannot serve %s", folder)
         self.announce()
 
-    def fit(self, ref: str = "", model: str = "") -> bool:
+    def fit(self, ref: str = "", model: str = "", heed: "Heed" = lambda: None) -> bool:
         """Load the weights that a job is for, see `workers.reload`; called with `using` held.
         False: there is no engine any more, and it is loaded anew.
-
-        model: what the job names; the preset's name is none. Raises as `Reload.fit`.
+        model: what the job names; the preset's name is none. heed, raises: as `Reload.fit`.
         """
         if self.engine is None:
             return False
@@ -178,7 +178,7 @@ class Station:
             return True
         before = self.engine.digest
         try:
-            self.reload.fit(self.engine, ref, model)
+            self.reload.fit(self.engine, ref, model, heed)
         except BackendError as error:
             self.engine, self._message = None, str(error)
         if self.engine is None or self.engine.digest != before:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+RETRY_S = 1.0  # after a failure; until then it is told again
+
+
 class Pull:
     """One model on its way, from now on. digest: as a channel names it. act: what makes it ready;
     it calls what it is given all the time, and lets out what that raises."""
@@ -78,20 +81,23 @@ class Pulls:
     def __init__(self) -> None:
         self.pending = False  # something that was asked for since the last sweep is not there yet
         self._now: Pull | None = None
-        self._failed: set[str] = set()  # when they were last tried
+        self._failed: dict[str, tuple[float, Exception]] = {}  # when, and why
         self._asked: set[str] = set()
         self._late: set[str] = set()
 
     def take(
         self, digest: str, act: "Callable[[Heed], Ready]", urgent: bool = False
     ) -> Ready | None:
-        """What `act` has made; None: not yet, ask again. Raises what it raised; asked once more, it
-        is tried once more.
+        """What `act` has made; None: not yet, ask again. Raises what it raised; asked once more
+        after RETRY_S, it is tried once more.
 
         urgent: whatever else is on its way is given up, and begins anew when its turn comes; not
             for the sake of what could not be had the last time.
         """
         self._asked.add(digest)
+        at, error = self._failed.get(digest, (0.0, None))
+        if error is not None and time.monotonic() - at < RETRY_S:
+            raise error
         if urgent and digest not in self._failed and self._now and self._now.digest != digest:
             self._drop()
         if self._now is None:
@@ -101,9 +107,12 @@ class Pulls:
             self._late.add(digest)
             return None
         self._now = None
-        self._failed.add(digest)
-        found = now.result()
-        self._failed.remove(digest)
+        try:
+            found = now.result()
+        except Exception as error:
+            self._failed[digest] = time.monotonic(), error.with_traceback(None)
+            raise
+        self._failed.pop(digest, None)
         return found
 
     def is_late(self, digest: str) -> bool:
@@ -115,7 +124,12 @@ class Pulls:
         if self._now is not None and self._now.digest not in self._asked:
             self._drop()
         self.pending = bool(self._late)
-        self._failed &= self._asked
+        self._failed = {d: why for d, why in self._failed.items() if d in self._asked}
+        self._asked, self._late = set(), set()
+
+    def rest(self) -> None:
+        """What is wanted could not be told: what is on its way goes on, and nobody waits for it."""
+        self.pending = False
         self._asked, self._late = set(), set()
 
     def wait(self, seconds: float) -> bool:

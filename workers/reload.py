@@ -16,7 +16,6 @@ less far. What is no model's fault stays with this worker: a store that does not
 again, a card without memory or weights that cannot be written over need an engine made anew.
 """
 
-import hashlib
 import logging
 import threading
 import time
@@ -36,6 +35,7 @@ from engine.errors import (
 from engine.registry import Address, Registry, base_of, is_channel
 from service.errors import LedgerDown
 from service.fleet import Fleet
+from service.refs import part_of
 from workers.golden import Case, prepare, try_out
 from workers.pulls import Pulls
 from workers.ready import Ready
@@ -155,15 +155,21 @@ class Reload:
             self._blind = False
         except (RegistryError, LedgerDown, OSError) as error:
             self._blind, self.message = True, str(error)
+            self._pulls.rest()
+            self._coming = set()
             log.warning("channels not seen: %s", error)
 
-    def fit(self, engine: "Engine", ref: str = "", model: str = "") -> None:
+    def fit(
+        self, engine: "Engine", ref: str = "", model: str = "", heed: "Heed" = lambda: None
+    ) -> None:
         """Load what a job is for, unless that is loaded. Without a job: the channel's own.
 
         Args:
-            model: the name that the job asks for; empty: none.
+            model: the name that the job asks for; empty: none. heed: called while what has that
+                name is on its way.
 
         Raises:
+            What heed raises.
             SpecError: nothing of that name is served.
             CheckpointError: what has that name cannot be loaded, or the channels cannot be seen;
                 the next try may find more.
@@ -173,7 +179,7 @@ class Reload:
         from engine import swap
 
         if model:
-            self._await(model, engine)
+            self._await(model, engine, heed)
         with self._lock:
             wanted = self._named_for(model) if model else self._for(ref)
         if wanted is None:
@@ -195,10 +201,11 @@ class Reload:
         if model:  # other weights than these would be another answer than was asked for
             raise CheckpointError(f"{model}: {self.message}")
 
-    def _await(self, model: str, engine: "Engine") -> None:
+    def _await(self, model: str, engine: "Engine", heed: "Heed") -> None:
         """A name that is not served may be new, or its adapter on its way."""
         wanted = model not in self._named
         while wanted:
+            heed()
             self.round(engine)
             wanted = model not in self._named and model in self._coming
 
@@ -245,14 +252,14 @@ class Reload:
                 log.warning("outcome not counted: %s", error)
 
     def meant(self, ref: str, model: str = "") -> str:
-        """The digest of what `fit` will load for a job, as it stands now; empty: nothing."""
+        """The digest of what `fit` will load for a job, as it stands now; empty: not known yet."""
         with self._lock:
-            found = self._named.get(model) or self._for(ref)
+            found = self._named.get(model) if model else self._for(ref)
         return found.digest if found else ""
 
     def _for(self, ref: str) -> Ready | None:
         canary = self._canary
-        if ref and canary and canary.digest not in self._refused and _part(ref) < self._share:
+        if ref and canary and canary.digest not in self._refused and part_of(ref) < self._share:
             return canary
         return self._stable
 
@@ -390,8 +397,3 @@ class Reload:
             self._fleet.quarantine(digest, reason, self._worker)
         except LedgerDown as error:
             log.warning("not told to other workers: %s", error)
-
-
-def _part(ref: str) -> float:
-    """Where a job falls between 0 and 1, the same at every attempt."""
-    return int.from_bytes(hashlib.sha256(ref.encode()).digest()[:8], "big") / 2**64

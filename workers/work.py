@@ -303,9 +303,9 @@ class Work:
     def _keep_lease(self) -> None:
         while True:
             self._wake.wait(self._place.settings.lease_s / 3)
+            self._wake.clear()
             if self._done.is_set():
                 return
-            self._wake.clear()
             try:
                 word = self._sent(False, {})
             except LedgerDown:

@@ -72,6 +72,22 @@ def test_a_child_waits_for_the_next_picture_and_takes_only_that_one(door: Intake
     assert third.returncode is not None
 
 
+def test_no_room_for_a_child_that_waits_costs_no_picture(
+    door: Intake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = Upload("images", "a.png", picture())
+    wanted = door.clean([upload], "t")
+    started = intake._child
+
+    def full(arguments: list[str]) -> subprocess.Popen[bytes]:
+        raise BlockingIOError("no more processes")
+
+    monkeypatch.setattr(intake, "_child", full)
+    assert door.clean([upload], "t") == wanted and door._spare._waiting is None
+    monkeypatch.setattr(intake, "_child", started)
+    assert door.clean([upload], "t") == wanted
+
+
 def test_a_child_that_waits_ends_with_whoever_started_it() -> None:
     code = (
         "from service import decode, intake; import os, sys;"

@@ -15,12 +15,13 @@ from engine.folders import DIT, Manifest, read_manifest, save_folder, verify
 from engine.pipeline import Engine
 from engine.registry import Address, Registry
 from service.fleet import Fleet
+from service.refs import part_of
 from tests.engine.test_signatures import key_pair
 from tests.engine.test_swap import louder, picture, spoil, variant
 from tests.workers.following import follower, weights_of
 from workers.boot import Station
 from workers.ready import Ready
-from workers.reload import KEPT, Reload, _part
+from workers.reload import KEPT, Reload
 from workers.settings import Settings
 
 
@@ -171,8 +172,8 @@ def test_a_canary_gets_its_share_of_the_jobs_and_a_job_the_same_each_time(
     got = [reload._for(ref) for ref in refs]
     share = sum(one is not None and one.digest == digest for one in got) / len(refs)
     assert abs(share - 0.25) < 0.04
-    chosen = next(ref for ref in refs if _part(ref) < 0.25)
-    other = next(ref for ref in refs if _part(ref) >= 0.25)
+    chosen = next(ref for ref in refs if part_of(ref) < 0.25)
+    other = next(ref for ref in refs if part_of(ref) >= 0.25)
     for ref, wanted in ((chosen, digest), (other, first), (chosen, digest), ("", first)):
         reload.fit(engine, ref)
         assert engine.digest == wanted
