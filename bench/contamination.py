@@ -131,16 +131,9 @@ class Customers:
     """Ask for all jobs at once, as their tenants, and look at what comes."""
 
     def __init__(self, place: Stage, keys: dict[str, str]) -> None:
-        limits = httpx.Limits(max_connections=AT_ONCE)
-        self._clients = {
-            tenant: httpx.Client(
-                base_url=place.urls[0],
-                headers={"authorization": f"Bearer {key}"},
-                timeout=120,
-                limits=limits,
-            )
-            for tenant, key in keys.items()
-        }
+        self._url, self._keys = place.urls[0], keys
+        self._room = {tenant: threading.BoundedSemaphore(AT_ONCE) for tenant in keys}
+        self._mine, self._all = threading.local(), list[httpx.Client]()
         self._subjects: dict[tuple[str, str], str] = {}
         self._lock = threading.Lock()
 
@@ -155,7 +148,7 @@ class Customers:
                 files.append(("images", (f"{face.name}.png", picture_of(face), "image/png")))
         told = {"prompt": ask.prompt, "seed": str(SEED), "steps": str(ask.steps), **FIELDS}
         told["subjects"] = json.dumps(subjects)
-        answer = self._clients[tenant].post("/v1/videos", data=told, files=files or None)
+        answer = self._ask(tenant, "POST", "/v1/videos", data=told, files=files or None)
         if answer.status_code != 202:
             raise RuntimeError(f"refused: {answer.status_code} {answer.text}")
         return str(answer.json()["id"])
@@ -167,7 +160,7 @@ class Customers:
             if mark not in self._subjects:
                 files = [("images", ("a.png", picture_of(face), "image/png"))]
                 data = {"name": face.name}
-                answer = self._clients[tenant].post("/v1/subjects", data=data, files=files)
+                answer = self._ask(tenant, "POST", "/v1/subjects", data=data, files=files)
                 self._subjects[mark] = answer.raise_for_status().json()["id"]
             return self._subjects[mark]
 
@@ -175,7 +168,7 @@ class Customers:
         """The video, once it has ended. Raises TimeoutError."""
         over = time.monotonic() + LIMIT_S
         while time.monotonic() < over:
-            told: dict[str, Any] = self._clients[tenant].get(f"/v1/videos/{video}").json()
+            told: dict[str, Any] = self._ask(tenant, "GET", f"/v1/videos/{video}").json()
             if told["status"] in {"completed", "failed"}:
                 return told
             time.sleep(0.5)
@@ -183,11 +176,23 @@ class Customers:
 
     def content(self, tenant: str, path: str) -> bytes:
         """Of a path below a tenant's videos."""
-        return self._clients[tenant].get(f"/v1/videos/{path}").raise_for_status().content
+        return self._ask(tenant, "GET", f"/v1/videos/{path}").raise_for_status().content
+
+    def _ask(self, tenant: str, method: str, path: str, **given: Any) -> httpx.Response:
+        """Each thread over connections of its own: a pool that threads share may close one as
+        spare just when another thread was given it."""
+        with self._room[tenant]:
+            mine = self._mine.__dict__
+            if tenant not in mine:
+                bearer = {"authorization": f"Bearer {self._keys[tenant]}"}
+                mine[tenant] = httpx.Client(base_url=self._url, headers=bearer, timeout=120)
+                self._all.append(mine[tenant])
+            answer: httpx.Response = mine[tenant].request(method, path, **given)
+            return answer
 
     def close(self) -> None:
         """Give the connections back."""
-        for client in self._clients.values():
+        for client in self._all:
             client.close()
 
 
