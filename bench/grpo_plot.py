@@ -8,7 +8,6 @@ errors.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from bench.grpo_report import STILL, Result, by_arm, difference
+from training.report import read_log
 from training.rewards.chance import TRUE
 from training.rewards.door import TOTAL
 
@@ -32,8 +32,8 @@ def gained(folder: Path, control: Path) -> list[float]:
 
 
 def _rewards(folder: Path) -> dict[int, float]:
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return {line["step"]: line.get(TRUE, line.get(TOTAL)) for line in lines if TOTAL in line}
+    rows = read_log(folder / "log.jsonl")
+    return {int(row["step"]): row.get(TRUE, row[TOTAL]) for row in rows if TOTAL in row}
 
 
 def draw(results: Sequence[Result], folder: Path, path: Path) -> None:

@@ -115,9 +115,8 @@ def verify(folder: Path, heed: Heed = lambda: None) -> Manifest:
 
     Raises CheckpointError, naming the first file that is missing, altered, unlisted or not plain.
     """
-    with hold(folder, heed=heed) as found:
-        found.require_unchanged()
-        return found.manifest
+    with held(folder, heed=heed) as (manifest, _):
+        return manifest
 
 
 class Held:
@@ -175,13 +174,15 @@ def hold(
 
 
 @contextmanager
-def held(folder: Path, only: Collection[str] | None = None) -> Iterator[tuple[Manifest, Path]]:
+def held(
+    folder: Path, only: Collection[str] | None = None, heed: Heed = lambda: None
+) -> Iterator[tuple[Manifest, Path]]:
     """The manifest and the view of a folder that is held while it is read, see `hold`.
 
     Raises:
         CheckpointError: as `hold`; and at the end as `Held.require_unchanged`.
     """
-    with hold(folder, only) as found:
+    with hold(folder, only, heed) as found:
         yield found.manifest, found.view
         found.require_unchanged()
 

@@ -47,7 +47,7 @@ class Durability:
     def check(self) -> None:
         """The same, asked anew."""
         with answering():
-            wrong = [line for name, value in NEEDED.items() for line in self._wrong(name, value)]
+            wrong = [f"{name} {NEEDED[name]}" for name in unsafe(self._redis)]
             self._redis.set(f"{self._prefix}layout", LAYOUT, nx=True)
             layout: Any = self._relist(keys=[self._prefix])[0]
         if layout != LAYOUT:
@@ -62,12 +62,19 @@ class Durability:
                 f" {', '.join(wrong)} (or at once, with redis-cli: {now})."
             )
 
-    def _wrong(self, name: str, needed: str) -> list[str]:
-        try:
-            found = self._redis.config_get(name)
-        except redis.ResponseError as error:
-            raise LedgerUnsafe(
-                f"This Redis does not say how safe it is ({error}): allow its user CONFIG GET"
-                " (ACL SETUSER … +config|get)."
-            ) from error
-        return [] if found.get(name) == needed else [f"{name} {needed}"]
+
+def unsafe(client: redis.Redis) -> dict[str, str]:
+    """The settings of a Redis that are other than NEEDED, as they are.
+
+    Raises:
+        LedgerUnsafe: it does not tell them.
+        redis.RedisError: it does not answer.
+    """
+    try:
+        found = {name: str(client.config_get(name).get(name)) for name in NEEDED}
+    except redis.ResponseError as error:
+        raise LedgerUnsafe(
+            f"This Redis does not say how safe it is ({error}): allow its user CONFIG GET"
+            " (ACL SETUSER … +config|get)."
+        ) from error
+    return {name: value for name, value in found.items() if value != NEEDED[name]}

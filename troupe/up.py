@@ -56,9 +56,9 @@ def start(plan: Plan, supervisor: Supervisor, stop: threading.Event) -> Stack:
 
     Raises Stopped when `stop` is set meanwhile, ChildFailed when a process will not stay up.
     """
-    from troupe.doctor import redis_server
+    from troupe.doctor import own_redis
 
-    if plan.redis_url and (found := redis_server()).level == "wrong":
+    if plan.redis_url and (found := own_redis(plan.redis_url)).level == "wrong":
         fail(f"Redis: {found.detail}", found.remedy)
     try:
         with waiting("Starting the service") as tell:

@@ -167,11 +167,10 @@ class Station:
     def fit(self, ref: str = "", model: str = "", heed: "Heed" = lambda: None) -> bool:
         """Load the weights that a job is for, see `workers.reload`; called with `using` held.
         False: there is no engine any more, and it is loaded anew.
-        model: what the job names; the preset's name is none. heed, raises: as `Reload.fit`.
+        model: what the job names. heed, raises: as `Reload.fit`.
         """
         if self.engine is None:
             return False
-        model = "" if model == self.engine.preset.name else model
         if self.reload is None:
             if model:
                 raise SpecError("model", f"{model} is not served here")

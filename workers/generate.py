@@ -98,8 +98,10 @@ def carry_out(claim: Claim, place: Station, engine: "Engine") -> str:
     work = Work(claim, place)
     try:
         with work.leased():
-            _tell_weights(claim, place, engine)
-            if not place.fit(claim.ref, claim.request.get("model", ""), work.hear):
+            named = claim.request.get("model", "")
+            model = "" if named == engine.preset.name else named
+            _tell_weights(claim, place, model)
+            if not place.fit(claim.ref, model, work.hear):
                 work.stopped = "leave"
                 raise Cancelled("no engine")
             traces.note(model_digest=engine.digest)
@@ -129,11 +131,10 @@ def carry_out(claim: Claim, place: Station, engine: "Engine") -> str:
     return _settle(claim, place, work, word)
 
 
-def _tell_weights(claim: Claim, place: Station, engine: "Engine") -> None:
+def _tell_weights(claim: Claim, place: Station, model: str) -> None:
     """Before they are loaded: where that ends the process, nobody else knows what it died of."""
     if place.reload is not None:
-        named = claim.request.get("model", "")
-        weights = place.reload.meant(claim.ref, "" if named == engine.preset.name else named)
+        weights = place.reload.meant(claim.ref, model)
         with suppress(LedgerDown):
             place.ledger.beat(claim, weights=weights)
 

@@ -28,6 +28,7 @@ from engine.presets import MINIATURE
 from service.app import create_app
 from service.blobs import FolderBlobs
 from service.deps import House
+from service.fleet import Fleet
 from service.ledger import Ledger, connect
 from service.roster import Roster
 from workers.settings import Settings
@@ -100,11 +101,15 @@ def operator(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def roster(settings: Settings) -> Iterator[Roster]:
+def roster(connection: redis.Redis, settings: Settings) -> Roster:
     """The roster over the same Redis; whoever is announced stays, however slow the machine."""
-    connection = connect(settings)
-    yield Roster(connection, settings.model_copy(update={"lease_s": 600.0}))
-    connection.close()
+    return Roster(connection, settings.model_copy(update={"lease_s": 600.0}))
+
+
+@pytest.fixture
+def fleet(connection: redis.Redis, settings: Settings) -> Fleet:
+    """What the fleet knows of its models, over the same Redis."""
+    return Fleet(connection, settings)
 
 
 @pytest.fixture

@@ -1,9 +1,9 @@
 """Word between workers: one at a time has a job in hand, and what came of it is found."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+import redis
 
 from service.errors import LedgerDown
 from service.exchange import KEPT_S, Exchange, Offer
@@ -13,10 +13,8 @@ from workers.settings import Settings
 
 
 @pytest.fixture
-def exchange(settings: Settings) -> Iterator[Exchange]:
-    connection = connect(settings)
-    yield Exchange(connection, settings)
-    connection.close()
+def exchange(connection: redis.Redis, settings: Settings) -> Exchange:
+    return Exchange(connection, settings)
 
 
 def test_one_at_a_time_and_not_again_once_it_is_done(exchange: Exchange) -> None:

@@ -1,24 +1,14 @@
 """What the workers know of models together."""
 
 import random
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 
 from service.fleet import Fleet, Outcomes
-from service.ledger import connect
-from tests.service.rig import redis_url, settings
-from workers.settings import Settings
+from tests.service.rig import connection, fleet, redis_url, settings
 
-__all__ = ["redis_url", "settings"]
-
-
-@pytest.fixture
-def fleet(settings: Settings) -> Iterator[Fleet]:
-    client = connect(settings)
-    yield Fleet(client, settings)
-    client.close()
+__all__ = ["connection", "fleet", "redis_url", "settings"]
 
 
 def test_the_first_reason_stays_until_it_is_released(fleet: Fleet) -> None:

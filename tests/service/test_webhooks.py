@@ -3,7 +3,6 @@
 import base64
 import json
 import time
-from collections.abc import Iterator
 
 import openai
 import pytest
@@ -11,7 +10,7 @@ import redis
 
 from service import views, webhooks
 from service.errors import RequestError
-from service.ledger import Ledger, connect
+from service.ledger import Ledger
 from service.outward import Outward
 from service.webhooks import Letter, Outbox, Secrets, body_of, check_webhook_url, headers_of
 from tests.service.letters import ended
@@ -22,20 +21,13 @@ URL = "https://example.com/hook"
 
 
 @pytest.fixture
-def client(settings: Settings) -> Iterator[redis.Redis]:
-    client = connect(settings)
-    yield client
-    client.close()
+def outbox(connection: redis.Redis, settings: Settings) -> Outbox:
+    return Outbox(connection, settings)
 
 
 @pytest.fixture
-def outbox(client: redis.Redis, settings: Settings) -> Outbox:
-    return Outbox(client, settings)
-
-
-@pytest.fixture
-def keys(client: redis.Redis, settings: Settings) -> Secrets:
-    return Secrets(client, settings)
+def keys(connection: redis.Redis, settings: Settings) -> Secrets:
+    return Secrets(connection, settings)
 
 
 def take(outbox: Outbox, *not_of: str) -> Letter:
@@ -128,7 +120,7 @@ def test_a_slow_courier_that_delivers_after_all_takes_it_off_the_dead(
 
 @pytest.mark.parametrize("when", ["waiting", "taken", "dead"])
 def test_nothing_stays_of_a_deleted_video(
-    ledger: Ledger, outbox: Outbox, settings: Settings, client: redis.Redis, when: str
+    ledger: Ledger, outbox: Outbox, settings: Settings, connection: redis.Redis, when: str
 ) -> None:
     ref = ended(ledger, "a", URL)
     letter = take(outbox) if when != "waiting" else Letter(ref, "completed")
@@ -144,9 +136,9 @@ def test_nothing_stays_of_a_deleted_video(
 
 
 def test_a_letter_of_a_record_that_is_gone_is_dropped(
-    outbox: Outbox, client: redis.Redis, settings: Settings
+    outbox: Outbox, connection: redis.Redis, settings: Settings
 ) -> None:
-    client.zadd(f"{settings.key_prefix}:outbox", {"local/nobody|completed": 0})
+    connection.zadd(f"{settings.key_prefix}:outbox", {"local/nobody|completed": 0})
     assert outbox.take() is None
     assert keys_of(settings) == []
 

@@ -1,7 +1,7 @@
 """A worker's half of a registry: fixtures of the tests that follow channels. Engines are real,
 their weights are random; channels and models lie in a folder."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,11 +11,9 @@ from engine.pipeline import Engine
 from engine.registry import Address, Registry
 from engine.stores import FolderStore
 from service.fleet import Fleet
-from service.ledger import connect
 from tests.engine.test_swap import variant
 from workers import reload as reload_module
 from workers.reload import Reload
-from workers.settings import Settings
 
 
 @pytest.fixture
@@ -28,13 +26,6 @@ def registry(
     found = Registry(FolderStore(tmp_path / "registry"))
     found.channels.move("stable", found.push(random_model))
     return found
-
-
-@pytest.fixture
-def fleet(settings: Settings) -> Iterator[Fleet]:
-    client = connect(settings)
-    yield Fleet(client, settings)
-    client.close()
 
 
 def follower(registry: Registry, fleet: Fleet, tmp_path: Path, name: str = "w1") -> Reload:
