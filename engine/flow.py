@@ -74,7 +74,7 @@ class Kernel(NamedTuple):
 
 class SdeStep(NamedTuple):
     """One SDE step. x_next has no gradient; mean has v's; log_prob_B fp64 [B] under the step's law,
-    None where it draws no noise."""
+    or [B, F] of each frame by itself, None where it draws no noise."""
 
     x_next: Tensor
     mean: Tensor
@@ -162,6 +162,7 @@ def sde_step(
     x_next: Tensor | None = None,
     draw: Callable[[Tensor], Tensor] = torch.randn_like,
     leading: int = 0,
+    by_frame: bool = False,
 ) -> SdeStep:
     """From x at t to x_next at t_next with noise, in fp32. Draws x_next, or scores a given one.
 
@@ -170,6 +171,8 @@ def sde_step(
         draw: standard normal noise of the shape of its argument.
         leading: frames in front (dimension 2) that are dropped in the end: they do not count in
             the log-probability.
+        by_frame: the log-probability of each frame (dimension 2) instead of the whole row's, which
+            is their mean.
     """
     assert x.dtype in (torch.float32, torch.float64), "half precision would change the ratios"
     law = kernel(noise, t, t_next)
@@ -182,7 +185,11 @@ def sde_step(
         x_next = mean + law.std * draw(mean)
     x_next = x_next.detach()
     kept = (x_next[:, :, leading:], mean[:, :, leading:]) if leading else (x_next, mean)
-    return SdeStep(x_next, mean, law.std, log_prob(*kept, law.std))
+    if not by_frame:
+        return SdeStep(x_next, mean, law.std, log_prob(*kept, law.std))
+    num_rows, num_frames = kept[0].shape[0], kept[0].shape[2]
+    each = log_prob(*(part.movedim(2, 1).flatten(0, 1) for part in kept), law.std)
+    return SdeStep(x_next, mean, law.std, each.unflatten(0, (num_rows, num_frames)))
 
 
 def log_prob(x_next: Tensor, mean: Tensor, std: float) -> Tensor:

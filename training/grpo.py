@@ -56,7 +56,8 @@ class Objective:
         weight_B = part.weight_B.to(device)
         loss, kl = (weight_B * told.loss_B).mean(), torch.zeros((), device=device)
         if reference is not None:
-            kl = (weight_B * self._kl(made, reference, trajectory.leading)).mean()
+            kl_B = self._kl(made, reference, trajectory.leading)
+            kl = (weight_B.view(len(kl_B), -1).mean(1) * kl_B).mean()
             loss = loss + config.beta * kl
         return {"loss": loss.float()} | self._figures(part, told.ratio_B, told.clipped_B, kl)
 

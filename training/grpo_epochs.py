@@ -5,7 +5,9 @@ until the next one: a run that was killed within it goes on with the same rollou
 the groups out; every draw is a function of (seed, group, member), so that their number changes
 nothing.
 
-Legend: B rollouts of this process in an epoch, K steps that are trained, R processes, U updates.
+Legend: B rollouts of this process in an epoch, K steps that are trained, R processes, U updates,
+P parts of a rollout that have a reward of their own: its latent frames where credit is given by
+frame, else one, and the dimension is not there.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from engine.flow import Noise
 from training import dist
 from training.advantages import advantages, best_and_worst, weights
 from training.grpo_config import GrpoConfig
-from training.rewards.door import TOTAL, Reward, judged
+from training.rewards.door import TOTAL, Reward, judged, judged_by_frame
 from training.rollout import Member, Policy, Trajectory, play, seed_of, window
 from training.state import write_safetensors
 
@@ -35,9 +37,9 @@ from training.state import write_safetensors
 class Epoch(NamedTuple):
     """The rollouts of this process that are trained, in the order in which they are.
 
-    value_B: advantages. weight_B: see `advantages.weights`. sample_B: number of the sample.
-    places_K: of the window's steps, those that are trained. told: figures for the log; rollouts,
-    rollout_s and reward_s are an update's share of the epoch's.
+    value_B: advantages, or [B, P]. weight_B: see `advantages.weights`. sample_B: number of the
+    sample. places_K: of the window's steps, those that are trained. told: figures for the log;
+    rollouts, rollout_s and reward_s are an update's share of the epoch's.
     """
 
     trajectory: Trajectory
@@ -159,8 +161,12 @@ class Rollouts:
                 played = play(self.policy, self.model, some, config.rollout, steps, loop.seed)
                 with torch.no_grad():
                     frames = self.policy.frames(self.model, played[0])
-            between = time.monotonic()
-            for name, value_B in judged(self.reward, frames, [m.sample for m in some]).items():
+            between, whose = time.monotonic(), [member.sample for member in some]
+            if config.rollout.by_frame:
+                told_of = judged_by_frame(self.reward, frames, whose, played[1].num_parts)
+            else:
+                told_of = judged(self.reward, frames, whose)
+            for name, value_B in told_of.items():
                 numbers[name].append(value_B.double().cpu())
             trajectories.append(played[1])
             told["rollout_s"] += between - begun
@@ -182,17 +188,18 @@ class Rollouts:
         group_RB = torch.tensor(
             [[m.group for m in self.members(number, r)] for r in range(self.group.size)]
         )
-        found = advantages(reward_RB.flatten(), group_RB.flatten(), config.spread)
+        found = advantages(reward_RB.flatten(), _of_parts(group_RB, reward_RB), config.spread)
         value_RB, live_RB = (x.view(reward_RB.shape) for x in found)
         live_RUB = live_RB.unflatten(1, (config.updates, -1))
         weight_RUB = torch.stack(
-            [weights(live_RUB[:, u].flatten()).view(self.group.size, -1)
+            [weights(live_RUB[:, u].flatten()).view(live_RUB[:, u].shape)
              for u in range(config.updates)], dim=1
         )  # fmt: skip
-        value_B, weight_B = value_RB[rank], weight_RUB[rank].flatten()
+        value_B, weight_B = value_RB[rank], weight_RUB[rank].flatten(0, 1)
+        mean_B = value_B.flatten(1).mean(1) if value_B.ndim > 1 else value_B
         kept = torch.cat(
-            [start + best_and_worst(value_B[start : start + config.group_size], config.keep)
-             for start in range(0, len(value_B), config.group_size)]
+            [start + best_and_worst(mean_B[start : start + config.group_size], config.keep)
+             for start in range(0, len(mean_B), config.group_size)]
         )  # fmt: skip
         sample_B = torch.tensor([member.sample for member in members])
         told = {name: spent / config.updates for name, spent in told.items()}
@@ -205,7 +212,7 @@ class Rollouts:
 
     def _from_all(self, value_B: Tensor) -> Tensor:
         """The values of all processes, [processes, B]."""
-        value_RB = value_B.new_zeros(self.group.size, len(value_B))
+        value_RB = value_B.new_zeros(self.group.size, *value_B.shape)
         value_RB[self.group.rank] = value_B
         self.group.average_([value_RB])
         return value_RB * self.group.size
@@ -214,6 +221,15 @@ class Rollouts:
         generator = torch.Generator().manual_seed(seed_of(self.config.loop.seed, number, "places"))
         drawn = torch.randperm(self.config.num_recorded, generator=generator)
         return drawn[: self.config.num_trained].sort().values
+
+
+def _of_parts(group_RB: Tensor, reward_RB: Tensor) -> Tensor:
+    """Of each reward the number of those that it is compared with, flat: its group, or its group's
+    same part."""
+    if reward_RB.ndim == group_RB.ndim:
+        return group_RB.flatten()
+    num_parts = reward_RB.shape[2]
+    return (group_RB[..., None] * num_parts + torch.arange(num_parts)).flatten()
 
 
 def _joined(trajectories: Sequence[Trajectory]) -> Trajectory:
@@ -226,7 +242,7 @@ def _figures(parts: dict[str, Tensor], group_B: Tensor, live_RB: Tensor) -> dict
     """Means of the reward's parts over this process's rollouts, the mean spread of its groups, and
     the share of all rollouts that say anything."""
     figures = {name: float(value_B.nanmean()) for name, value_B in parts.items()}
-    spreads = [parts[TOTAL][group_B == g].std(correction=0) for g in group_B.unique()]
+    spreads = [parts[TOTAL][group_B == g].std(0, correction=0) for g in group_B.unique()]
     figures["reward_std"] = float(torch.stack(spreads).nanmean())
     return figures | {"live": float(live_RB.double().mean())}
 
@@ -249,6 +265,7 @@ def save(path: Path, epoch: Epoch, config: GrpoConfig) -> None:
         "first": trajectory.first,
         "noise": list(trajectory.noise),
         "leading": trajectory.leading,
+        "by_frame": trajectory.by_frame,
         "told": epoch.told,
     }
     header = {"rest": json.dumps(rest), "config": _spelled(config)}
@@ -267,6 +284,7 @@ def load(path: Path) -> Epoch:
         rest["first"],
         Noise(*rest["noise"]),
         rest["leading"],
+        rest["by_frame"],
     )
     value, weight, sample, places = (
         tensors[name] for name in ("value", "weight", "sample", "places")

@@ -31,7 +31,11 @@ from training.rewards.door import Reward
 class GrpoRun:
     """config: of the run. rank, alpha: of the adapters, whose product is scaled by alpha / rank;
     rank 0 trains all weights. guidance: of rollouts and of their replay; detach, decoded: see
-    `training.policy.EnginePolicy`."""
+    `training.policy.EnginePolicy`.
+
+    Raises:
+        ValueError: credit by frame, of frames that are not decoded.
+    """
 
     config: GrpoConfig
     rank: int = 32
@@ -39,6 +43,10 @@ class GrpoRun:
     guidance: Guidance = field(default_factory=lambda: Guidance(scale=1.0))
     detach: bool = True
     decoded: int = 0
+
+    def __post_init__(self) -> None:
+        if self.decoded and self.config.rollout.by_frame:
+            raise ValueError("decoded: under by_frame every frame is rewarded, so it must be 0")
 
 
 def learn(

@@ -8,7 +8,8 @@
 Recording and replaying call one function, `flow.sde_step`, on one velocity; there is no second
 sampler. All draws are functions of (seed, group, member), whatever process makes them.
 
-Legend: K steps of the window, B rollouts; latents stand for [C, F, H, W], as X.
+Legend: K steps of the window, B rollouts; latents stand for [C, F, H, W], as X. Where credit is
+given by frame, log_prob_KB is [K, B, F].
 """
 
 from __future__ import annotations
@@ -68,6 +69,8 @@ class RolloutConfig:
     same_noise: all members of a group start from the same noise.
     branch: what they have in common, up to the window, is computed once; needs same_noise.
     solver: whose table of times, see `flow.schedule`; the steps are Euler's.
+    by_frame: a latent frame's noise is learned from by what the reward says of that frame, and not
+    by what it says of the video (docs/decisions.md).
 
     Raises:
         ValueError: naming the field that does not fit.
@@ -81,6 +84,7 @@ class RolloutConfig:
     same_noise: bool = False
     branch: bool = False
     solver: str = "euler"
+    by_frame: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.reach < self.steps:
@@ -128,6 +132,7 @@ class Trajectory(NamedTuple):
     first: int
     noise: Noise
     leading: int = 0
+    by_frame: bool = False
 
     def rows(self, places: Tensor | slice) -> Trajectory:
         """Only these rollouts."""
@@ -135,9 +140,17 @@ class Trajectory(NamedTuple):
         return self._replace(states_KBX=states, log_prob_KB=log_prob)
 
     @property
+    def num_parts(self) -> int:
+        """Latent frames that have a log-probability of their own."""
+        return self.states_KBX.shape[3] - self.leading
+
+    @property
     def num_elements(self) -> int:
-        """Of one rollout's state, as far as they count in the log-probability."""
+        """Of one rollout's state, or of one of its frames: as far as they count in one
+        log-probability."""
         state = self.states_KBX[0, 0]
+        if self.by_frame:
+            return state[:, 0].numel()
         return state[:, self.leading :].numel() if self.leading else state.numel()
 
 
@@ -146,11 +159,17 @@ class Recorder:
     keeps. seeds: of each row's noise."""
 
     def __init__(
-        self, steps: range, noise: Noise, seeds: Sequence[int] = (), leading: int = 0
+        self,
+        steps: range,
+        noise: Noise,
+        seeds: Sequence[int] = (),
+        leading: int = 0,
+        by_frame: bool = False,
     ) -> None:
         self.steps = steps
         self.noise = noise
         self.leading = leading
+        self.by_frame = by_frame
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.states: list[Tensor] = []
         self.log_probs: list[Tensor] = []
@@ -161,7 +180,10 @@ class Recorder:
         t, t_next = float(plan.times[index]), float(plan.times[index + 1])
         if index not in self.steps:
             return flow.euler_step(x, v, t, t_next), history
-        made = flow.sde_step(x, v, t, t_next, self.noise, draw=self._draw, leading=self.leading)
+        made = flow.sde_step(
+            x, v, t, t_next, self.noise, draw=self._draw, leading=self.leading,
+            by_frame=self.by_frame,
+        )  # fmt: skip
         assert made.log_prob_B is not None, "the last step has no noise to record"
         if not self.states:
             self.states.append(x.cpu())
@@ -177,7 +199,9 @@ class Recorder:
     def trajectory(self, plan: flow.Schedule) -> Trajectory:
         """What was recorded under this plan."""
         states, log_probs = torch.stack(self.states), torch.stack(self.log_probs)
-        return Trajectory(states, log_probs, plan, self.steps.start, self.noise, self.leading)
+        return Trajectory(
+            states, log_probs, plan, self.steps.start, self.noise, self.leading, self.by_frame
+        )
 
 
 class Member(NamedTuple):
@@ -202,7 +226,7 @@ def play(
     starts = [_start_seed(config, seed, member) for member in members]
     draws = [seed_of(seed, member.group, member.number, "steps") for member in members]
     leading = policy.leading(samples)
-    recorder = Recorder(steps, config.noise, draws, leading)
+    recorder = Recorder(steps, config.noise, draws, leading, config.by_frame)
     resume = None
     if config.branch and steps.start:
         if leading:
@@ -243,4 +267,7 @@ def replay(at: At, trajectory: Trajectory, k: int, device: str = "cpu") -> flow.
     x, x_next = (state.to(device) for state in trajectory.states_KBX[k : k + 2])
     v = at(x, float(plan.door[index]))
     t, t_next = float(plan.times[index]), float(plan.times[index + 1])
-    return flow.sde_step(x, v, t, t_next, trajectory.noise, x_next, leading=trajectory.leading)
+    return flow.sde_step(
+        x, v, t, t_next, trajectory.noise, x_next,
+        leading=trajectory.leading, by_frame=trajectory.by_frame,
+    )  # fmt: skip

@@ -155,6 +155,19 @@ def test_frames_in_front_do_not_count():
             != made.log_prob_B).all()  # fmt: skip
 
 
+@pytest.mark.parametrize("leading", [0, 1])
+def test_a_row_is_the_mean_of_its_frames(leading):
+    x, v, x_next = (normals(2, 3, 4, 2, 2, seed=seed) for seed in range(3))
+    given = (x, v, 0.6, 0.5, EXACT, x_next)
+    whole = sde_step(*given, leading=leading).log_prob_B
+    made = sde_step(*given, leading=leading, by_frame=True)
+    assert made.log_prob_B.shape == (2, 4 - leading)
+    torch.testing.assert_close(made.log_prob_B.mean(1), whole)
+    x_next[0, :, 2] += 1  # one frame of one row
+    moved = sde_step(*given, leading=leading, by_frame=True).log_prob_B != made.log_prob_B
+    assert moved.nonzero().tolist() == [[0, 2 - leading]]
+
+
 def test_half_precision_and_unknown_names_are_refused():
     x = torch.ones(1, 1)
     with pytest.raises(AssertionError, match="ratios"):

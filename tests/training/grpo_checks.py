@@ -20,7 +20,7 @@ from engine import flow
 from engine.flow import Noise
 from engine.spec import Guidance
 from tests.engine import sde_checks
-from tests.training import toy_dit, toy_flow
+from tests.training import toy_dit, toy_film, toy_flow
 from training import advantages as advantages_
 from training import dist, grpo, grpo_epochs, grpo_loss, loop, rollout
 from training.grpo_config import GrpoConfig
@@ -169,6 +169,44 @@ def check_groups_go_by_the_sample() -> None:
         assert abs(float(group.sum())) < 1e-9 and float(group.abs().sum()) > 1
 
 
+# --- credit by frame -----------------------------------------------------------------------------
+
+
+def film(folder: Path, by_frame: bool, **changes: Any) -> Rollouts:
+    """Rollouts of a film whose frames know nothing of each other."""
+    rollout = RolloutConfig(4, noise=EXACT, by_frame=by_frame)
+    given = {"groups": 4, "group_size": 8, "rows": 32, "updates": 1, "train_steps": 0} | changes
+    reward = given.pop("reward", toy_film.near)
+    config = toy_flow.plane_config(rollout=rollout, **given)
+    return Rollouts(config, toy_film.FilmPolicy(), reward, [0], toy_film.Film(), folder)
+
+
+def slopes(found: Rollouts, number: int) -> Tensor:
+    """The gradient of an update, flat."""
+    objective = grpo.Objective(found.config, found.policy, Reference(found.model))
+    each = found.config.for_loop(1).accumulate
+    found.model.zero_grad()
+    with torch.enable_grad():
+        for index in range(number * each, (number + 1) * each):
+            objective(found.model, found.batch(index))["loss"].backward()
+    return torch.cat([p.grad.flatten() for p in found.model.parameters()])
+
+
+def check_by_frame_points_where_by_video_points() -> None:
+    """Frames of the film know nothing of each other, so that what one's noise says of another's
+    reward is chance: without it the direction is the same, and an update's gradient wavers less."""
+    mean, wavers = {}, {}
+    for by_frame in (False, True):
+        with tempfile.TemporaryDirectory() as folder:
+            found = film(Path(folder), by_frame, groups=8)
+            drawn = torch.stack([slopes(found, number) for number in range(60)])
+        halves = drawn[:30].mean(0), drawn[30:].mean(0)
+        mean[by_frame] = drawn.mean(0)
+        wavers[by_frame] = 1 / float(torch.cosine_similarity(*halves, dim=0)) - 1
+    assert float(torch.cosine_similarity(mean[True], mean[False], dim=0)) > 0.8
+    assert 0 <= wavers[True] < 0.6 * wavers[False], wavers
+
+
 # --- processes, demand 20 ------------------------------------------------------------------------
 
 
@@ -194,7 +232,14 @@ def plane_runs(folder: Path) -> None:
     """A process's part of runs on the plane, as things are and with each fault; leaves weights."""
     group = dist.current()
     run = replace(toy_flow.LOOP, steps=3)
-    config = toy_flow.plane_config(loop=run, groups=4, group_size=4, rows=4, spread="global")
+    given = {"loop": run, "groups": 4, "group_size": 4, "rows": 4, "spread": "global"}
+    film_config = film(folder, True, **given).config
+    grpo.train(
+        film_config, toy_film.FilmPolicy(), toy_film.near, [0, 1], made := toy_film.Film(),
+        inside := folder / f"{group.size}_film",
+    )  # fmt: skip
+    torch.save(made.state_dict(), inside / f"{group.rank}.pt")
+    config = toy_flow.plane_config(**given)
     for fault in (nullcontext, *PROCESS_FAULTS) if group.size > 1 else (nullcontext,):
         torch.manual_seed(0)
         model, goals = toy_flow.Plane(), toy_flow.towards([0, 2])
@@ -207,21 +252,21 @@ def plane_runs(folder: Path) -> None:
 @cache
 def left_by_processes() -> dict[str, list[dict[str, Tensor]]]:
     """By name of the fault ("" is none) the weights that each of two processes left; under "alone"
-    those of one process."""
+    those of one process; film and film_alone are runs with credit by frame."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         plane_runs(folder)
         dist.launch(partial(plane_runs, folder), 2)
         found = {"alone": [torch.load(folder / "1_nullcontext" / "0.pt")]}
-        for fault in (nullcontext, *PROCESS_FAULTS):
-            inside = folder / f"2_{fault.__name__}"
-            found[fault.__name__] = [torch.load(inside / f"{rank}.pt") for rank in range(2)]
+        found["film_alone"] = [torch.load(folder / "1_film" / "0.pt")]
+        for name in ("film", *(fault.__name__ for fault in (nullcontext, *PROCESS_FAULTS))):
+            found[name] = [torch.load(folder / f"2_{name}" / f"{rank}.pt") for rank in range(2)]
     return found
 
 
-def check_two_processes_are_one(fault: str = "nullcontext") -> None:
+def check_two_processes_are_one(fault: str = "nullcontext", alone_: str = "alone") -> None:
     """20: two processes leave what one leaves, and the same in both."""
-    alone, ranks = left_by_processes()["alone"][0], left_by_processes()[fault]
+    alone, ranks = left_by_processes()[alone_][0], left_by_processes()[fault]
     for tensor, first, second in zip(alone.values(), *(r.values() for r in ranks), strict=True):
         assert torch.equal(first, second)
         torch.testing.assert_close(first, tensor, rtol=1e-5, atol=1e-6)

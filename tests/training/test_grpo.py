@@ -127,6 +127,7 @@ def go(folder: Path, reward: Any = None, **changes: Any) -> nn.Module:
 
 def test_demand_20_two_processes_are_one() -> None:
     checks.check_two_processes_are_one()
+    checks.check_two_processes_are_one("film", "film_alone")  # with credit by frame
 
 
 class Killed(Exception):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tests.training import grpo_checks as checks
-from tests.training import toy_flow
+from tests.training import toy_film, toy_flow
 from training import dist, grpo_epochs
 from training.grpo import Objective
 from training.grpo_epochs import Part, Rollouts
@@ -182,3 +182,54 @@ def test_changed_numbers_of_the_loop_do_not_matter(tmp_path: Path) -> None:
     longer = rollouts(tmp_path, loop=replace(toy_flow.LOOP, steps=500))
     longer.model = None
     update(longer)
+
+
+def test_by_frame_each_frame_is_compared_with_the_same_frame_of_its_group(tmp_path: Path) -> None:
+    found = checks.film(tmp_path, True, updates=2, rows=8)
+    update(found)
+    value = found.epoch.value_B.unflatten(0, (8, 8))  # groups, members, frames
+    assert value.shape[2] == toy_film.FRAMES
+    torch.testing.assert_close(value.mean(1), torch.zeros(8, 4).double(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(value.std(1, correction=0), torch.ones(8, 4).double())
+    whole = checks.film(tmp_path / "video", False, updates=2, rows=8)
+    update(whole)
+    assert torch.equal(whole.epoch.trajectory.states_KBX, found.epoch.trajectory.states_KBX)
+    again = grpo_epochs.load(found.file(0))
+    assert again.trajectory.by_frame and again.trajectory.log_prob_KB.shape[2] == 4
+    assert torch.equal(again.value_B, found.epoch.value_B)
+
+
+def test_by_frame_equal_rewards_of_all_frames_are_the_reward_of_the_video(tmp_path: Path) -> None:
+    """Before any update, where ratios are 1, both credits have the same gradient."""
+
+    def of_the_first(frames: Tensor, samples: Any) -> dict[str, Tensor]:
+        return {TOTAL: frames.flatten(1)[:, 0]}
+
+    whole = checks.film(tmp_path / "video", False, reward=of_the_first)
+    each = checks.film(tmp_path / "frame", True)
+    each._open(0)
+    whole._open(0)
+    each.epoch = each.epoch._replace(
+        value_B=whole.epoch.value_B[:, None].expand(-1, toy_film.FRAMES)
+    )
+    found, want = checks.slopes(each, 0), checks.slopes(whole, 0)
+    torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-7)
+
+
+def test_by_frame_points_where_by_video_points_and_wavers_less() -> None:
+    checks.check_by_frame_points_where_by_video_points()
+
+
+def test_by_frame_a_scorer_that_fails_drops_its_groups(tmp_path: Path) -> None:
+    calls = iter(range(100))
+
+    def sometimes(frames: Tensor, samples: Any) -> dict[str, Tensor]:
+        if next(calls) == 1:
+            raise RewardError("no")
+        return toy_film.near(frames, samples)
+
+    found = checks.film(tmp_path, True, reward=sometimes, rows=8)
+    update(found)
+    live = (found.epoch.weight_B > 0).unflatten(0, (4, 8))
+    assert live[1].logical_not().all() and live[[0, 2, 3]].all()
+    assert float(found.epoch.weight_B.mean()) == pytest.approx(1)

@@ -137,6 +137,16 @@ def dropped_frames_count() -> Any:
     return put(flow, "sde_step", lambda *args, **rest: true(*args, **rest | {"leading": 0}))
 
 
+def credit_of_the_frame_before() -> Any:
+    """Each latent frame is told what the one before it is worth."""
+    true = grpo_epochs.judged_by_frame
+
+    def judged_by_frame(*given: Any) -> dict[str, Tensor]:
+        return {name: value.roll(1, 1) for name, value in true(*given).items()}
+
+    return put(grpo_epochs, "judged_by_frame", judged_by_frame)
+
+
 def a_window_for_each() -> Any:
     """Where noise is drawn is decided at every call, as servers do it for each request."""
     count = iter(range(10**6))
@@ -222,6 +232,7 @@ TABLE: list[tuple[Callable[[], Any], Callable[[], None]]] = [
     (uncentred_advantages, checks.check_advantages),
     (flipped_advantages, checks.check_advantages),
     (groups_by_text, checks.check_groups_go_by_the_sample),
+    (credit_of_the_frame_before, checks.check_by_frame_points_where_by_video_points),
     (kl_without_the_steps_length, checks.check_kl),
     (reference_below_the_adapters, checks.check_kl_starts_at_zero),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from peft.tuners.lora import LoraLayer
 
@@ -28,3 +29,9 @@ def test_rank_0_trains_everything() -> None:
     model = random_dit(TOY_PRESET.dit).requires_grad_(False)
     run = GrpoRun(toy_dit.config(), rank=0)
     assert all(p.requires_grad for p in prepared(run, model).parameters())
+
+
+def test_a_frame_that_is_not_decoded_cannot_be_given_credit() -> None:
+    config = toy_dit.config(rollout={"by_frame": True})
+    with pytest.raises(ValueError, match="^decoded: .* must be 0$"):
+        GrpoRun(config, decoded=1)

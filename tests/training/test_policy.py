@@ -38,6 +38,11 @@ def test_demand_12_in_the_other_families(family: str) -> None:
     checks.check_ratio_is_one(family=family)
 
 
+@pytest.mark.parametrize("family", ["identity", "phantom", "vace"])
+def test_demand_12_with_credit_by_frame(family: str) -> None:
+    checks.check_ratio_is_one(family=family, rollout={"by_frame": True})
+
+
 def test_demand_12_under_bf16() -> None:
     """Rollout and replay round alike; what is left is small and on both sides of 1."""
     loop = replace(toy_dit.LOOP, bf16=True)
