@@ -187,9 +187,9 @@ def sde_step(
     kept = (x_next[:, :, leading:], mean[:, :, leading:]) if leading else (x_next, mean)
     if not by_frame:
         return SdeStep(x_next, mean, law.std, log_prob(*kept, law.std))
-    num_rows, num_frames = kept[0].shape[0], kept[0].shape[2]
-    each = log_prob(*(part.movedim(2, 1).flatten(0, 1) for part in kept), law.std)
-    return SdeStep(x_next, mean, law.std, each.unflatten(0, (num_rows, num_frames)))
+    there, meant = (part.movedim(2, 1) for part in kept)
+    each = log_prob(there.flatten(0, 1), meant.flatten(0, 1), law.std)
+    return SdeStep(x_next, mean, law.std, each.unflatten(0, there.shape[:2]))
 
 
 def log_prob(x_next: Tensor, mean: Tensor, std: float) -> Tensor:

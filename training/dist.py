@@ -11,8 +11,9 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.distributed as td
@@ -23,6 +24,9 @@ from torch.distributed.tensor import DTensor
 # A backend for cards. Starting weights and decisions about time are exchanged on the CPU, which
 # nccl alone does not know.
 ON_CARDS = "cpu:gloo,cuda:nccl"
+
+# The methods of a DiT that are called from outside, besides its forward.
+ENTRIES = ("condition", "text_kv", "text_features", "subject_stream", "context", "denoise")
 
 
 @dataclass(frozen=True)
@@ -128,8 +132,9 @@ def shard(model: nn.Module, parts: Iterable[nn.Module], bf16: bool = True) -> nn
     """FSDP2: parameters, gradients and moments live in slices over the processes.
 
     Each of `parts` is gathered when its forward runs and let go after it, the rest of the model
-    once per step; so every part must be entered through its forward. bf16 compute, fp32 master
-    weights and reductions. The module keeps its class and names.
+    when one of its `ENTRIES` is called; so every part must be entered through its forward. `parts`
+    compute in bf16, the rest in fp32, as are master weights and reductions. The module keeps its
+    class and names. It may still lie on the CPU: every part goes to its card by itself.
     """
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
@@ -139,8 +144,40 @@ def shard(model: nn.Module, parts: Iterable[nn.Module], bf16: bool = True) -> nn
     )
     for part in parts:
         fully_shard(part, mp_policy=policy)
-    fully_shard(model, mp_policy=policy)
+    # Let go after each call, also at the root: a rollout has no backward that would do it, and the
+    # next one would compute with the weights of before the update.
+    fully_shard(
+        model, mp_policy=replace(policy, param_dtype=torch.float32), reshard_after_forward=True
+    )
+    _enter_by_forward(model, [name for name in ENTRIES if hasattr(model, name)])
     return model
+
+
+def _enter_by_forward(model: nn.Module, names: Sequence[str]) -> None:
+    """A call of these methods from outside becomes one of the module itself, which is when FSDP
+    gathers what lies at the root; calls from one to another stay what they are."""
+    own = {name: getattr(model, name) for name in (*names, "forward")}
+    inside = False
+
+    def forward(*given: Any, entry: str = "forward", **named: Any) -> Any:
+        nonlocal inside
+        before, inside = inside, True
+        try:
+            return own[entry](*given, **named)
+        finally:
+            inside = before
+
+    def door(entry: str) -> Callable[..., Any]:
+        def enter(*given: Any, **named: Any) -> Any:
+            if inside:
+                return own[entry](*given, **named)
+            return model(*given, entry=entry, **named)
+
+        return enter
+
+    for name in names:
+        setattr(model, name, door(name))
+    model.forward = forward
 
 
 def large_parts(model: nn.Module) -> list[nn.Module]:

@@ -11,7 +11,7 @@ Legend: B rollouts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,19 +97,32 @@ def train(
     sheet_fn: SheetFn | None = None,
     eval_fn: EvalFn | None = None,
     export_fn: ExportFn | None = None,
+    shard: Callable[[nn.Module], object] | None = None,
 ) -> Outcome:
     """Trains what of `model` takes a gradient; the same call goes on after any interruption.
 
     Rollouts are the raw weights'; looked at, evaluated and exported is the moving average
     (`training.loop.run`). Under `dist.launch` the processes share the groups out.
+
+    shard: see `training.loop.run`; alone, a process needs none.
     """
     group = dist.current()
     folder = folder or Path("runs") / config.loop.name
     group.same_weights_(tensor.detach() for tensor in model.parameters())
-    reference = Reference(model.to(config.loop.device))
+    reference, spread = Reference(), shard if group.size > 1 else None
+
+    def sharded(module: nn.Module) -> None:
+        assert spread is not None
+        spread(module)
+        if config.beta and module is model:
+            reference.take(module)
+
+    if config.beta and spread is None:
+        reference.take(model.to(config.loop.device))
     rollouts = Rollouts(config, policy, reward, samples, model, folder, group)
     objective = Objective(config, policy, reference)
     return run_loop(
         config.for_loop(group.size), model, objective, rollouts.batch,
         sheet_fn=sheet_fn, eval_fn=eval_fn, export_fn=export_fn, folder=folder,
+        shard=sharded if spread is not None else None,
     )  # fmt: skip

@@ -18,7 +18,7 @@ from torch import nn
 
 from engine.pipeline import Engine
 from engine.spec import Guidance
-from training import lora, sft
+from training import dist, lora, sft
 from training.grpo import train
 from training.grpo_config import GrpoConfig
 from training.heldout import Watch
@@ -31,10 +31,11 @@ from training.rewards.door import Reward
 class GrpoRun:
     """config: of the run. rank, alpha: of the adapters, whose product is scaled by alpha / rank;
     rank 0 trains all weights. guidance: of rollouts and of their replay; detach, decoded: see
-    `training.policy.EnginePolicy`.
+    `training.policy.EnginePolicy`. fsdp: weights, gradients, moments and average in slices over the
+    processes (`training.dist.shard`), for what no card holds whole.
 
     Raises:
-        ValueError: credit by frame, of frames that are not decoded.
+        ValueError: credit by frame, of frames that are not decoded; fsdp of adapters or with Muon.
     """
 
     config: GrpoConfig
@@ -43,8 +44,11 @@ class GrpoRun:
     guidance: Guidance = field(default_factory=lambda: Guidance(scale=1.0))
     detach: bool = True
     decoded: int = 0
+    fsdp: bool = False
 
     def __post_init__(self) -> None:
+        if self.fsdp and (self.rank or self.config.loop.muon_lr is not None):
+            raise ValueError("fsdp: is of all weights by AdamW, so rank must be 0, muon_lr None")
         if self.decoded and self.config.rollout.by_frame:
             raise ValueError("decoded: under by_frame every frame is rewarded, so it must be 0")
 
@@ -62,8 +66,14 @@ def learn(
     Leaves dit.safetensors in `folder`, with adapters merged, and these as lora.safetensors.
 
     watch: looks at held-out casts before the run, at every sheet and at its end.
+
+    Raises:
+        ValueError: a watch of weights in slices.
     """
-    model = prepared(run, engine.dit)
+    if run.fsdp and watch is not None:
+        raise ValueError("watch: not of weights in slices; look at what the run exports")
+    # Slices go to the cards one by one: whole, and with its average, it would not fit.
+    model = prepared(run, engine.dit.cpu() if run.fsdp else engine.dit)
     policy = EnginePolicy(
         engine.encoders, engine.preset, run.guidance, run.detach, run.decoded
     )
@@ -74,7 +84,12 @@ def learn(
         sheet_fn=None if watch is None else watch.sheet,
         eval_fn=None if watch is None else watch.look,
         export_fn=partial(sft.export, adapters=run.rank > 0),
+        shard=partial(_spread, bf16=run.config.loop.bf16) if run.fsdp else None,
     )  # fmt: skip
+
+
+def _spread(model: nn.Module, bf16: bool) -> None:
+    dist.shard(model, dist.large_parts(model), bf16)
 
 
 def prepared(run: GrpoRun, model: nn.Module) -> nn.Module:

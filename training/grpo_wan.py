@@ -92,7 +92,7 @@ def grpo_1_3b() -> WanGrpo:
 
 def grpo_14b() -> WanGrpo:
     """Wan 14B with the identity stream, adapters: optimizer and average of all weights do not fit
-    beside them on a card, and there is no sharding here yet."""
+    beside them on a card. (Over the cards in slices they do: `GrpoRun(rank=0, fsdp=True)`.)"""
     return crafter("grpo_14b", 1e-4)
 
 

@@ -278,7 +278,9 @@ def _begin(
 ) -> _Run:
     group = current()
     group.same_weights_(tensor.detach() for tensor in model.parameters())
-    state = TrainState.begin(model.to(config.device), config.optim(), shard)
+    # Sharded, it goes to the cards part by part: whole, and with its average, it would not fit.
+    placed = model if shard is not None else model.to(config.device)
+    state = TrainState.begin(placed, config.optim(), shard)
     report = Report(folder, config.name, group.is_first)
     run = _Run(config, folder, state, group, report, sharded=shard is not None)
     if run.resume():
