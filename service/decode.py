@@ -99,7 +99,8 @@ def main(arguments: list[str]) -> int:
     assert WebPImagePlugin.SUPPORTED
     Image.MAX_IMAGE_PIXELS = None  # _check_size refuses more strictly, with a message
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    # Of its own doing it ends by SIGXCPU; SIGKILL is somebody else's (`service.intake`).
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
     try:
         png = clean(sys.stdin.buffer.read(), megapixels)
     except Refused as refusal:

@@ -232,7 +232,7 @@ def main(arguments: list[str]) -> int:
     """Entry point of the child."""
     plan = Plan.from_json(arguments[0])
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_CPU, (plan.seconds, plan.seconds))
+    resource.setrlimit(resource.RLIMIT_CPU, (plan.seconds, plan.seconds + 1))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     try:
         clip = frames_of(sys.stdin.buffer.read(), plan)

@@ -3,10 +3,11 @@ child (`service/decode.py`, `service/decode_video.py`)."""
 
 import io
 import logging
+import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from PIL import Image
@@ -94,12 +95,12 @@ class Intake:
 
     def _decode(self, upload: Upload) -> bytes:
         try:
-            return _fed(self._spare.take(), upload, self._timeout_s, "picture")
+            return _fed(self._spare.take, upload, self._timeout_s, "picture")
         finally:
             self._spare.fill()
 
     def _film(self, arguments: list[str], upload: Upload, limit_s: float) -> bytes:
-        return _fed(_child(arguments), upload, limit_s, "video")
+        return _fed(lambda: _child(arguments), upload, limit_s, "video")
 
 
 class Spare:
@@ -148,17 +149,25 @@ def _child(arguments: list[str]) -> subprocess.Popen[bytes]:
     )
 
 
-def _fed(child: subprocess.Popen[bytes], upload: Upload, limit_s: float, kind: str) -> bytes:
-    """What a child makes of it."""
-    with child:
-        try:
-            made, said = child.communicate(upload.data, limit_s)
-        except subprocess.TimeoutExpired as error:
-            child.kill()
-            raise _refusal(upload, kind, f"took longer than {limit_s:g} s to decode") from error
-        except BaseException:
-            child.kill()
-            raise
+def _fed(
+    start: Callable[[], subprocess.Popen[bytes]], upload: Upload, limit_s: float, kind: str
+) -> bytes:
+    """What a child makes of it. One that is killed says nothing of what it was given: a machine
+    short of memory kills whom it likes. So another one is asked, once."""
+    for again in (True, False):
+        with start() as child:
+            try:
+                made, said = child.communicate(upload.data, limit_s)
+            except subprocess.TimeoutExpired as error:
+                child.kill()
+                raise _refusal(upload, kind, f"took longer than {limit_s:g} s to decode") from error
+            except BaseException:
+                child.kill()
+                raise
+        if child.returncode == -signal.SIGKILL and again:
+            log.warning("a decoding child was killed; another one is asked")
+            continue
+        break
     if child.returncode == decode.REFUSED:
         raise _refusal(upload, kind, said.decode(errors="replace"))
     if child.returncode != 0:

@@ -128,6 +128,57 @@ def test_a_decoder_that_dies_takes_nobody_along(
     door.close()
 
 
+def test_a_decoder_that_is_killed_costs_no_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a machine short of memory: the next child makes of it what the first would have made. Who
+    is killed again is told, and nobody tries for ever."""
+    mark, wanted = tmp_path / "starts", decode.clean(picture(), 25)
+    code = (
+        "import os, sys\n"
+        f"mark, most = {str(mark)!r}, MOST\n"
+        "open(mark, 'a').write('.')\n"
+        "if os.path.getsize(mark) <= most: os.kill(os.getpid(), 9)\n"
+        f"os.execv(sys.executable, [sys.executable, '-I', {decode.__file__!r}, *sys.argv[1:]])\n"
+    )
+    script(tmp_path, monkeypatch, code.replace("MOST", "1"))
+    door = Intake(Settings())
+    upload = Upload("images", "a.png", picture())
+    assert door.clean([upload], "t") == [wanted]
+    door.close()
+    mark.unlink()
+    script(tmp_path, monkeypatch, code.replace("MOST", "9"))
+    door = Intake(Settings())
+    with pytest.raises(RequestError, match="damaged, or needs too much memory"):
+        door.clean([upload], "t")
+    assert len(mark.read_text()) <= 3  # two of them asked, one waits for the next
+    door.close()
+
+
+def test_a_decoder_that_computes_for_ever_ends_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a signal that is not the one of a machine short of memory: it is asked once."""
+    mark = tmp_path / "starts"
+    code = (
+        "import importlib.util, sys\n"
+        f"open({str(mark)!r}, 'a').write('.')\n"
+        f"spec = importlib.util.spec_from_file_location('decode', {decode.__file__!r})\n"
+        "child = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(child)\n"
+        "def clean(data, limit):\n"
+        "    while True: pass\n"
+        "child.clean = clean\n"
+        "sys.exit(child.main(sys.argv[1:2] + ['0']))\n"
+    )
+    script(tmp_path, monkeypatch, code)
+    door = Intake(Settings(decode_timeout_s=60))
+    with pytest.raises(RequestError, match="damaged, or needs too much memory"):
+        door.clean([Upload("images", "a.png", picture())], "t")
+    assert len(mark.read_text()) <= 2
+    door.close()
+
+
 def test_the_child_has_a_limit_on_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real child's main, around a decoder that asks for 4 GB."""
     code = (
