@@ -14,6 +14,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -93,7 +94,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         house.ledger.close()
         traces.flush()
 
-    app = FastAPI(title="Troupe", version="1", lifespan=lifespan, redirect_slashes=False)
+    # /docs and /redoc with scripts of our own: a cluster without a way out would see blank pages.
+    app = FastAPIOffline(title="Troupe", version="1", lifespan=lifespan, redirect_slashes=False)
     # Before a path with an id come those that it would match.
     for module in (subjects, sources, videos, content, links, events, models, health, metrics, ops):
         app.include_router(module.router)

@@ -45,6 +45,7 @@ PUBLIC = {
     "/ops",
     "/readyz",
     "/redoc",
+    "/static-offline-docs",
     "/studio",
 }
 

@@ -49,6 +49,21 @@ ALSO = {
     "readyz": {503: "Not ready; the reasons are in the body"},
 }
 
+ABOUT = (
+    "A prompt and photos of several subjects become a video in which each of them stays who they"
+    " are. `POST /v1/videos`, then ask for the video until its `status` is `completed`, or listen"
+    " to its events; then fetch its content. What lies under `/v1/videos` is OpenAI's Videos API."
+)
+TAGS = {  # in the order in which they are shown
+    "videos": "Ask for a video, ask how far it is, list, cancel and delete.",
+    "subjects": "Somebody's photos, kept under an id that requests may name.",
+    "content": "The finished video, its thumbnail and its contact sheet.",
+    "events": "A job's progress as server-sent events.",
+    "models": "What is served.",
+    "health": "Whether this service can work.",
+    "ops": "For who runs it: queue, workers, weights, webhooks, books.",
+}
+
 ERROR = {
     "title": "Error",
     "type": "object",
@@ -73,7 +88,10 @@ def describe(app: FastAPI) -> None:
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
-            made = get_openapi(title=app.title, version=app.version, routes=app.routes)
+            made = get_openapi(
+                title=app.title, version=app.version, description=ABOUT, routes=app.routes,
+                tags=[{"name": name, "description": about} for name, about in TAGS.items()],
+            )  # fmt: skip
             app.openapi_schema = complete(made)
         return app.openapi_schema
 

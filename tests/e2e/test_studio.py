@@ -261,3 +261,20 @@ def test_nothing_spills_over_at_any_width(page: Page, width: int) -> None:
     _fill_example(page)
     page.click("#more > summary")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [("/docs", ".opblock-summary-path >> nth=0"), ("/redoc", "h1")],
+)
+def test_the_interface_is_shown_without_a_way_out(
+    browser: Browser, service: Service, path: str, shown: str
+) -> None:
+    """Scripts and styles of the page are the service's own."""
+    with watched(browser) as page:
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(f"{service.url}{path}")
+        expect(page.locator(shown)).to_be_visible()
+        scripts = [url for url in asked if url.endswith((".js", ".css", ".json"))]
+        assert len(scripts) > 1 and all(url.startswith(service.url) for url in scripts), asked

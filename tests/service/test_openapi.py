@@ -67,3 +67,13 @@ def test_what_a_route_documents_itself_stays() -> None:
     made = complete({"paths": {"/x": {"get": {"responses": {"404": own, "422": {}}}}}})
     assert made["paths"]["/x"]["get"]["responses"]["404"] == own
     assert "422" not in made["paths"]["/x"]["get"]["responses"]
+
+
+def test_every_route_stands_under_a_heading_that_says_what_it_is_for(
+    document: dict[str, Any],
+) -> None:
+    told = {tag["name"] for tag in document["tags"] if tag["description"]}
+    used = {
+        tag for path in document["paths"].values() for one in path.values() for tag in one["tags"]
+    }
+    assert used == told and document["tags"][0]["name"] == "videos"
