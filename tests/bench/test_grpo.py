@@ -26,17 +26,21 @@ def test_each_arm_changes_what_it_is_called_after(arm: str) -> None:
     assert config.loop.seed == 7 and config.loop.sheet_every == 0
     assert config.for_loop(1).accumulate > 0
     made, want = (c.loop.steps * c.groups * c.group_size for c in (config, plain))
-    assert made == pytest.approx(want, rel=0.1)
+    assert made == pytest.approx(6 * want if arm == "grpo_stills" else want, rel=0.1)
     differs = {
         "composite": asked.composite != base.composite,
         "groups": config.groups != plain.groups,
         "prompts": asked.tuned != base.tuned,
         "chance": asked.chance != base.chance,
         "noise": config.rollout.same_noise != plain.rollout.same_noise,
+        "credit": config.rollout.by_frame != plain.rollout.by_frame,
+        "frames": asked.num_frames != base.num_frames,
     }
     part = {"grpo_groups_4": "groups", "grpo_groups_16": "groups", "grpo_other_noise": "noise"}
     part |= {"grpo_tuned": "prompts", "grpo_chance": "chance"}
+    part["grpo_by_video"] = "credit"
     changed = set() if arm == "grpo" else {part.get(arm, "composite")}
+    changed = {"credit", "frames"} if arm == "grpo_stills" else changed
     assert {name for name, differ in differs.items() if differ} == changed
 
 

@@ -30,7 +30,7 @@ def tiny(steps: int = 2) -> MiniatureGrpo:
         rows=4, keep=0, rollout=replace(config.rollout, steps=3, window=1, reach=2),
     )  # fmt: skip
     run = replace(base.run, config=config)
-    return replace(base, run=run, tasks=3, cases=2, steps=2)
+    return replace(base, run=run, tasks=3, num_frames=5, cases=2, steps=2)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,10 @@ def test_the_recipe_has_numbers_that_fit_together() -> None:
         config.groups * config.num_kept * config.num_trained
     )
     assert asked.run.rank == 32 and asked.run.guidance.scale == MINIATURE.defaults.guidance
-    assert asked.composite == Composite()
+    assert asked.composite == Composite() and asked.num_frames == MINIATURE.defaults.num_frames
+    stills = grpo_miniature.on_stills(asked)
+    assert stills.num_frames == 1 and not stills.run.config.rollout.by_frame
+    assert (stills.run.config.loop.steps, stills.run.config.keep) == (240, 4)
 
 
 def test_a_run_logs_reward_time_and_what_it_is_judged_by(done: tuple[Path, Outcome]) -> None:
