@@ -62,7 +62,10 @@ def conditions(
         return _vace(dit, batch, other, context_BCFHW)
     make = _phantom if family == "phantom" else _identity
     found = make(dit, batch, other)
-    return found if guidance.mode == "dual" else found._replace(image=None)
+    return found._replace(
+        image=found.image if guidance.mode == "dual" else None,
+        text=found.text if guidance.subject_scale else None,
+    )
 
 
 def _identity(dit: WanDiT, batch: EncodingsBatch, negative_BTM: Tensor | None) -> Conditions:
@@ -70,12 +73,15 @@ def _identity(dit: WanDiT, batch: EncodingsBatch, negative_BTM: Tensor | None) -
     subjects: Subjects = batch.subjects()
     if isinstance(subjects, SubjectInputs) and not dit.config.stream_time:
         subjects = dit.subject_stream(*subjects)
-    full = dit.condition(batch.text_BTM, subjects)
+    words = dit.text_kv(batch.text_BTM)
+    full = dit.condition(words, subjects)
     if negative_BTM is None:
         return Conditions(full)
     empty = dit.text_kv(negative_BTM)
-    image = None if subjects is None else dit.condition(empty, subjects)
-    return Conditions(full, dit.condition(empty), image)
+    if subjects is None:
+        return Conditions(full, dit.condition(empty))
+    image, text = dit.condition(empty, subjects), dit.condition(words)
+    return Conditions(full, dit.condition(empty), image, text)
 
 
 def _phantom(dit: WanDiT, batch: EncodingsBatch, negative_BTM: Tensor | None) -> Conditions:
@@ -92,14 +98,15 @@ def _phantom(dit: WanDiT, batch: EncodingsBatch, negative_BTM: Tensor | None) ->
     if tail_BCFHW is None:
         return Conditions(full, empty)
     zeros = torch.zeros_like(tail_BCFHW)
-    image = empty._replace(tail_BCFHW=tail_BCFHW)
-    return Conditions(full, empty._replace(tail_BCFHW=zeros), image)
+    image, text = empty._replace(tail_BCFHW=tail_BCFHW), full._replace(tail_BCFHW=zeros)
+    return Conditions(full, empty._replace(tail_BCFHW=zeros), image, text)
 
 
 def _vace(
     dit: WanDiT, batch: EncodingsBatch, negative_BTM: Tensor | None, context_BCFHW: Tensor
 ) -> Conditions:
-    """Both prompts see the same context: guidance weighs the words only."""
+    """Both prompts see the same context: guidance weighs the words only, and subjects have no pull
+    of their own."""
     assert isinstance(dit, VaceDiT)
     rows = [batch.text_BTM] if negative_BTM is None else [batch.text_BTM, negative_BTM]
     return Conditions(

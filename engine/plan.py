@@ -233,11 +233,14 @@ def _model(stage: Stage) -> str:
 
 
 def forwards(preset: Preset, spec: Spec, mode: str) -> tuple[int, int, int]:
-    """How many forwards see everything, nothing, and the pictures only, over all steps."""
+    """How many forwards see everything, no pictures, and pictures only, over all steps."""
     table = flow.schedule(spec.solver, spec.steps, preset.defaults.shift)
     inside = sum(spec.guidance.covers(float(t)) for t in table.door[: spec.steps])
-    alone = mode == "dual" and _has_subjects(preset, spec) and preset.family != "vace"
-    return spec.steps, 0 if mode == "off" else inside, inside if alone else 0
+    apart = _has_subjects(preset, spec) and preset.family != "vace"
+    alone = inside if apart and mode == "dual" else 0
+    # The prompt without pictures costs what the negative prompt does.
+    twice = apart and mode == "single" and spec.guidance.subject_scale > 0
+    return spec.steps, 0 if mode == "off" else inside * (1 + twice), alone
 
 
 def _vae(preset: Preset) -> VAE:

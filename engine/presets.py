@@ -128,7 +128,7 @@ class Limits:
 class Defaults:
     """What a request gets when it does not say. `shift` is the schedule's, see `engine.flow`.
 
-    guidance, guidance_mode: see `engine.spec.Guidance`.
+    guidance, guidance_mode, subject_scale: see `engine.spec.Guidance`.
     """
 
     width: int
@@ -140,6 +140,7 @@ class Defaults:
     shift: float
     solver: str
     guidance_mode: str = "single"
+    subject_scale: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -235,10 +236,11 @@ MINIATURE = Preset(
         height=64,
         num_frames=17,
         fps=8,
-        steps=24,
+        steps=16,
         guidance=2.5,
         shift=1.0,
         solver="euler",
+        subject_scale=1.5,  # measured, docs/training.md
     ),
     reference_width=64,
     reference_height=64,

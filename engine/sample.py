@@ -27,11 +27,13 @@ class Conditions(NamedTuple):
 
     full: prompt and subjects. empty: negative prompt, no subjects. image: negative prompt and
     subjects, for dual guidance only; None where there are no subjects, for then it is `empty`.
+    text: prompt, no subjects, for `subject_scale` only; None where there are none, as it is `full`.
     """
 
     full: Condition
     empty: Condition | None = None
     image: Condition | None = None
+    text: Condition | None = None
 
 
 class Source(NamedTuple):
@@ -131,15 +133,20 @@ def guide(
 ) -> Tensor:
     """The velocity under guidance; conditions whose weight is zero are not evaluated."""
     t_B = torch.full((len(x),), t, dtype=torch.float64, device=x.device)
-    weighed = [conditions.full]
+    weighed = {"full": conditions.full}
     if not guidance.is_off and conditions.empty is not None and guidance.covers(t):
-        weighed.append(conditions.empty)
+        if guidance.mode == "dual" or guidance.scale != 1.0:
+            weighed["empty"] = conditions.empty
         if guidance.mode == "dual" and conditions.image is not None:
-            weighed.append(conditions.image)
-    full, *others = each(velocity, x, t_B, weighed)
-    if not others:
-        return full
-    empty, image = others[0], others[-1]
-    if guidance.mode == "single":
-        return empty + guidance.scale * (full - empty)
-    return empty + guidance.image_scale * (image - empty) + guidance.text_scale * (full - image)
+            weighed["image"] = conditions.image
+        if guidance.subject_scale and conditions.text is not None:
+            weighed["text"] = conditions.text
+    made = dict(zip(weighed, each(velocity, x, t_B, list(weighed.values())), strict=True))
+    v = full = made["full"]
+    if "empty" in made:
+        empty, image = made["empty"], made.get("image", made["empty"])
+        if guidance.mode == "dual":
+            way = guidance.image_scale * (image - empty)
+            return empty + way + guidance.text_scale * (full - image)
+        v = empty + guidance.scale * (full - empty)
+    return v + guidance.subject_scale * (full - made["text"]) if "text" in made else v

@@ -8,7 +8,7 @@ import hashlib
 import html
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import ftfy
@@ -40,6 +40,9 @@ class Guidance:
     """How hard the conditions pull.
 
     single: v = u + scale * (full - u), two forwards a step (ID-Crafter section 4.1, 2.5).
+        subject_scale > 0 adds subject_scale * (full - text), where `text` is the prompt without
+        subjects, for a third forward: how much harder the subjects pull than the words. (The
+        terms are InstructPix2Pix's, equation 3, in the other order: words first.)
     dual: v = u + image_scale * (image - u) + text_scale * (full - image), three forwards
         (Phantom `subject2video.py`, 5.0 and 7.5).
     Outside `interval` (times, see `engine.flow`) only the full condition is evaluated.
@@ -50,11 +53,24 @@ class Guidance:
     image_scale: float = 5.0
     text_scale: float = 7.5
     interval: tuple[float, float] = (0.0, 1.0)
+    subject_scale: float = 0.0
+
+    @classmethod
+    def assumed(cls, preset: Preset) -> "Guidance":
+        """What a request gets that does not say."""
+        given = preset.defaults
+        return cls(given.guidance_mode, given.guidance, subject_scale=given.subject_scale)
+
+    def told(self, **given: Any) -> "Guidance":
+        """With what a request says of it. Scale 1 alone, and another mode, take the subjects' own
+        pull away: whoever asks for less does not mean it."""
+        plain = given.get("scale") == 1.0 or given.get("mode", self.mode) != self.mode
+        return replace(self, **({"subject_scale": 0.0} if plain else {}) | given)
 
     @property
     def is_off(self) -> bool:
         """v = full: the other forwards have no weight."""
-        return self.mode == "single" and self.scale == 1.0
+        return self.mode == "single" and self.scale == 1.0 and self.subject_scale == 0.0
 
     def covers(self, t: float) -> bool:
         """Whether time `t` lies in the interval, ends included."""
@@ -64,8 +80,10 @@ class Guidance:
     def validate(self, limit: float) -> None:
         """Raises SpecError unless every number is finite and within [0, limit]."""
         check_word("guidance.mode", self.mode, GUIDANCE_MODES)
-        for name in ("scale", "image_scale", "text_scale"):
+        for name in ("scale", "image_scale", "text_scale", "subject_scale"):
             _check_real(f"guidance.{name}", getattr(self, name), 0.0, limit)
+        if self.mode == "dual" and self.subject_scale:
+            raise SpecError("guidance.subject_scale", "goes with mode single; dual has image_scale")
         if len(self.interval) != 2:
             raise SpecError("guidance.interval", "must be two times, from and to")
         for bound in self.interval:
@@ -107,7 +125,7 @@ class Spec:
             "fps": assumed.fps,
             "steps": assumed.steps,
             "solver": assumed.solver,
-            "guidance": Guidance(assumed.guidance_mode, assumed.guidance),
+            "guidance": Guidance.assumed(preset),
         }
         for name, value in given.items():
             if name not in cls.__dataclass_fields__:

@@ -40,4 +40,5 @@ def _forwards(preset: Preset, spec: Spec) -> int:
     if spec.guidance.is_off:
         return 1
     has_subjects = spec.names and (preset.family != "identity" or preset.dit.subject_layers > 0)
-    return 3 if spec.guidance.mode == "dual" and has_subjects and preset.family != "vace" else 2
+    three = spec.guidance.mode == "dual" or spec.guidance.subject_scale > 0
+    return 3 if three and has_subjects and preset.family != "vace" else 2

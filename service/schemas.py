@@ -99,6 +99,7 @@ class GuidanceIn(Closed):
     scale: Real | None = None
     image_scale: Real | None = None
     text_scale: Real | None = None
+    subject_scale: Real | None = None
 
 
 def _scale_or_object(value: object) -> object:
@@ -186,8 +187,7 @@ class CreateVideo(Closed):
             given["num_frames"] = self._frames(given.get("fps", preset.defaults.fps), preset)
         if self.guidance is not None:
             scales = self.guidance.model_dump(exclude_none=True)
-            assumed = {"mode": preset.defaults.guidance_mode, "scale": preset.defaults.guidance}
-            given["guidance"] = Guidance(**{**assumed, **scales})
+            given["guidance"] = Guidance.assumed(preset).told(**scales)
         return given
 
     def _frames(self, fps: int, preset: Preset) -> int:

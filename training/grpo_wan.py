@@ -22,7 +22,7 @@ from PIL import Image
 from engine.errors import SpecError
 from engine.flow import Noise
 from engine.pipeline import Engine
-from engine.presets import PHANTOM_1_3B, WAN_1_3B, Preset
+from engine.presets import PHANTOM_1_3B, WAN_1_3B
 from engine.runtime import Runtime
 from engine.spec import Guidance, Reference, Spec
 from training import dist
@@ -57,10 +57,6 @@ class WanGrpo:
         return Path("runs") / self.run.config.loop.name
 
 
-def _guidance(preset: Preset) -> Guidance:
-    return Guidance(preset.defaults.guidance_mode, preset.defaults.guidance)
-
-
 def _loop(name: str, steps: int, lr: float, betas: tuple[float, float], ema: float) -> LoopConfig:
     return LoopConfig(
         name, steps=steps, lr=lr, muon_lr=None, betas=betas, weight_decay=1e-4, warmup=10,
@@ -81,7 +77,7 @@ def crafter(name: str, lr: float) -> WanGrpo:
     config = GrpoConfig(
         _loop(name, 800, lr, (0.9, 0.95), 0.99), rollout, group_size=8, groups=8, rows=1, keep=4
     )
-    return WanGrpo(GrpoRun(config, guidance=_guidance(WAN_1_3B)))
+    return WanGrpo(GrpoRun(config, guidance=Guidance.assumed(WAN_1_3B)))
 
 
 def grpo_1_3b() -> WanGrpo:
@@ -106,7 +102,8 @@ def grpo_phantom_1_3b() -> WanGrpo:
         _loop("grpo_phantom_1_3b", 800, 1e-4, (0.9, 0.999), 0.987), rollout, group_size=8,
         groups=16, updates=2, rows=1, clip=0.5, beta=0.004,
     )  # fmt: skip
-    return WanGrpo(GrpoRun(config, guidance=_guidance(PHANTOM_1_3B)), Composite(fidelity=1.0))
+    run = GrpoRun(config, guidance=Guidance.assumed(PHANTOM_1_3B))
+    return WanGrpo(run, Composite(fidelity=1.0))
 
 
 def read_tasks(path: Path, engine: Engine, asked: WanGrpo) -> list[Task]:

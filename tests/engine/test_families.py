@@ -114,6 +114,27 @@ def test_single_guidance_leaves_the_pictures_branch_out():
     assert off.empty is None and off.image is None
 
 
+@pytest.mark.parametrize("family", ["identity", "phantom"])
+def test_the_subjects_own_pull_asks_what_the_prompt_alone_says(family):
+    """As a request with the same words and no pictures does; Phantom's sees zeros in their place.
+    It is asked only where it has a weight."""
+    config = TOY if family == "identity" else PLAIN
+    dit, (batch, negative) = random_dit(config), request(2, seed=2)
+    pulled = families.conditions(family, dit, batch, negative, Guidance(subject_scale=1.5))
+    x, t_B = torch.randn(1, 16, 2, 4, 6), torch.tensor([0.5])
+    words = dit.denoise(x, t_B, pulled.text)
+    if family == "identity":
+        want = dit.condition(batch.text_BTM)
+    else:
+        want = pulled.full._replace(tail_BCFHW=torch.zeros_like(pulled.full.tail_BCFHW))
+    assert torch.equal(words, dit.denoise(x, t_B, want))
+    assert not torch.equal(words, dit.denoise(x, t_B, pulled.full)) and pulled.image is None
+    assert families.conditions(family, dit, batch, negative, Guidance()).text is None
+    nobody, negative = request(0, seed=2)
+    given = Guidance(subject_scale=1.5)
+    assert families.conditions(family, dit, nobody, negative, given).text is None
+
+
 def test_a_batch_has_equally_many_subjects():
     dit, (batch, negative) = random_dit(PLAIN), request(2, seed=2, rows=2)
     ragged = replace(batch, subject_mask_BS=torch.tensor([[True, True], [True, False]]))

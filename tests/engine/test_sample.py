@@ -9,7 +9,8 @@ from engine.spec import Guidance
 
 # A stand-in for the model: the "condition" is the velocity itself, so every answer is known.
 FULL, EMPTY, IMAGE = torch.tensor(5.0), torch.tensor(1.0), torch.tensor(2.0)
-CONDITIONS = Conditions(FULL, EMPTY, IMAGE)
+TEXT = torch.tensor(3.0)
+CONDITIONS = Conditions(FULL, EMPTY, IMAGE, TEXT)
 
 
 class Counting:
@@ -29,6 +30,9 @@ class Counting:
         (Guidance(scale=2.5), 1 + 2.5 * (5 - 1), 2),
         (Guidance(scale=1.0), 5, 1),
         (Guidance(mode="dual"), 1 + 5.0 * (2 - 1) + 7.5 * (5 - 2), 3),
+        (Guidance(scale=2.5, subject_scale=1.5), 1 + 2.5 * (3 - 1) + 4 * (5 - 3), 3),
+        (Guidance(scale=1.0, subject_scale=3.0), 3 + 4 * (5 - 3), 2),
+        (Guidance(scale=2.5, subject_scale=1.5, interval=(0.0, 0.4)), 5, 1),
         (Guidance(scale=2.5, interval=(0.0, 0.4)), 5, 1),
         (Guidance(scale=2.5, interval=(0.4, 0.6)), 11, 2),
     ],
@@ -45,6 +49,12 @@ def test_dual_with_equal_scales_is_single():
     x = torch.zeros(1, 1)
     one = guide(Counting(), x, 0.5, CONDITIONS, dual)
     assert torch.equal(one, guide(Counting(), x, 0.5, CONDITIONS, Guidance(scale=3.0)))
+
+
+def test_without_subjects_they_have_no_pull():
+    velocity, guidance = Counting(), Guidance(scale=2.5, subject_scale=1.5)
+    v = guide(velocity, torch.zeros(1, 1), 0.5, Conditions(FULL, EMPTY), guidance)
+    assert float(v) == 11 and len(velocity.asked) == 2
 
 
 def test_without_an_empty_condition_there_is_no_guidance():

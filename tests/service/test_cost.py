@@ -37,5 +37,7 @@ def test_it_grows_with_what_costs() -> None:
     assert estimate(preset, replace(usual, guidance=Guidance(scale=1.0))) == pytest.approx(one / 2)
     dual = replace(usual, guidance=Guidance("dual"))
     assert estimate(preset, dual) == pytest.approx(1.5 * one)
+    pulled = replace(usual, guidance=Guidance(subject_scale=1.5))
+    assert estimate(preset, pulled) == pytest.approx(1.5 * one)
     # Four times the pixels: more than four times the work, for attention is quadratic.
     assert 4 * one < estimate(preset, replace(usual, width=832, height=480)) < 16 * one

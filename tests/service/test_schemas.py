@@ -19,7 +19,7 @@ def test_nothing_given_means_the_presets_defaults() -> None:
     usual = MINIATURE.defaults
     assert (spec.width, spec.height, spec.num_frames) == (96, 64, 17)
     assert (spec.fps, spec.steps, spec.solver) == (usual.fps, usual.steps, usual.solver)
-    assert spec.guidance == Guidance(scale=usual.guidance)
+    assert spec.guidance == Guidance.assumed(MINIATURE)
 
 
 def test_text_and_numbers_are_read_alike() -> None:
@@ -31,6 +31,9 @@ def test_text_and_numbers_are_read_alike() -> None:
 def test_guidance_keeps_what_it_was_not_told() -> None:
     spec = parse(guidance={"mode": "dual", "image_scale": 4}).to_spec(MINIATURE, ())
     assert spec.guidance == Guidance(mode="dual", scale=2.5, image_scale=4.0)
+    pulled = parse(guidance={"subject_scale": 3}).to_spec(MINIATURE, ())
+    assert pulled.guidance == Guidance(scale=2.5, subject_scale=3.0)
+    assert parse(guidance=1).to_spec(MINIATURE, ()).guidance.is_off
 
 
 def test_limits_are_the_presets() -> None:
