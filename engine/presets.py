@@ -236,11 +236,10 @@ MINIATURE = Preset(
         height=64,
         num_frames=17,
         fps=8,
-        steps=16,
+        steps=24,
         guidance=2.5,
         shift=1.0,
         solver="euler",
-        subject_scale=1.5,  # measured, docs/training.md
     ),
     reference_width=64,
     reference_height=64,

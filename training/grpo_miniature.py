@@ -62,9 +62,8 @@ class MiniatureGrpo:
 
 def miniature() -> MiniatureGrpo:
     """For one core: an update is 64 clips of 5 steps, of which two successive ones among the first
-    three draw noise, and five lessons of each, one for a latent frame. Under the scale of
-    guidance that the model is served with (without it rollouts show half as much of anybody), and
-    without the subjects' own pull, which would cost a third forward."""
+    three draw noise, and five lessons of each, one for a latent frame. Under the guidance that the
+    model is served with: without it rollouts show half as much of anybody."""
     loop = LoopConfig(
         "grpo_miniature", steps=40, lr=5e-4, muon_lr=None, betas=(0.9, 0.95), warmup=1,
         schedule="constant", ema=0.8, sheet_every=20, log_every=1,

@@ -3,7 +3,7 @@
 // The miniature's numbers, until the service has told its own.
 const MINIATURE = {
   limits: { size_multiple: 8, min_side: 32, max_side: 128, max_pixels: 16384, min_frames: 5, max_frames: 33, max_steps: 200, tiers: ["exact", "fast"] },
-  defaults: { width: 96, height: 64, num_frames: 17, fps: 8, steps: 16, guidance: 2.5 },
+  defaults: { width: 96, height: 64, num_frames: 17, fps: 8, steps: 24, guidance: 2.5 },
 };
 const SHAPES = [[3, 2], [2, 3], [1, 1], [16, 9], [9, 16], [4, 3], [2, 1]];
 
