@@ -62,7 +62,9 @@ def conditions(
         return _vace(dit, batch, other, context_BCFHW)
     make = _phantom if family == "phantom" else _identity
     found = make(dit, batch, other)
+    unweighed = guidance.mode == "single" and guidance.scale == 1.0
     return found._replace(
+        empty=None if unweighed else found.empty,
         image=found.image if guidance.mode == "dual" else None,
         text=found.text if guidance.subject_scale else None,
     )

@@ -131,13 +131,11 @@ class Team:
             )
         if self.cfg is None:
             return conditions
-        mine = [self._owner(number) == self.cfg.rank() for number in range(MOST_FORWARDS)]
-        full, empty, image = (
-            each if each is None or here else ELSEWHERE
-            for each, here in zip(conditions, mine, strict=True)
-        )
-        assert full is not None
-        return Conditions(full, empty, image)
+        # In the order in which `guide` asks for them, which is that of the fields.
+        there = [name for name, each in conditions._asdict().items() if each is not None]
+        mine = self.cfg.rank()
+        gone = [name for number, name in enumerate(there) if self._owner(number) != mine]
+        return conditions._replace(**dict.fromkeys(gone, ELSEWHERE))
 
     def each(
         self, velocity: Velocity, x: Tensor, t_B: Tensor, conditions: Sequence[Condition]

@@ -134,12 +134,12 @@ def guide(
     """The velocity under guidance; conditions whose weight is zero are not evaluated."""
     t_B = torch.full((len(x),), t, dtype=torch.float64, device=x.device)
     weighed = {"full": conditions.full}
-    if not guidance.is_off and conditions.empty is not None and guidance.covers(t):
-        if guidance.mode == "dual" or guidance.scale != 1.0:
+    if not guidance.is_off and guidance.covers(t):
+        if conditions.empty is not None and (guidance.mode == "dual" or guidance.scale != 1.0):
             weighed["empty"] = conditions.empty
-        if guidance.mode == "dual" and conditions.image is not None:
+        if conditions.image is not None and guidance.mode == "dual":
             weighed["image"] = conditions.image
-        if guidance.subject_scale and conditions.text is not None:
+        if conditions.text is not None and guidance.subject_scale:
             weighed["text"] = conditions.text
     made = dict(zip(weighed, each(velocity, x, t_B, list(weighed.values())), strict=True))
     v = full = made["full"]

@@ -37,6 +37,9 @@ RUNS: dict[str, tuple[str, DiTConfig, int, Guidance]] = {
     "an interval": ("identity", TOY, 2, Guidance("dual", interval=(0.0, 0.6))),
     "concat": ("identity", replace(TOY, layout="concat"), 2, Guidance()),
     "phantom": ("phantom", PLAIN, 2, Guidance("dual")),
+    "pulled": ("identity", TOY, 2, Guidance(subject_scale=1.5)),
+    "pulled alone": ("identity", TOY, 2, Guidance(scale=1.0, subject_scale=1.5)),
+    "pulled phantom": ("phantom", PLAIN, 2, Guidance(subject_scale=1.5)),
     "vace": ("vace", VACE, 2, Guidance()),
 }
 
@@ -90,7 +93,7 @@ def _run(team) -> dict[str, object]:
         "latents": found,
         "frames": float((video.frames != alone.frames).mean()),
         "made": video.made == alone.made,
-        "kept": [each is not ELSEWHERE for each in kept],
+        "kept": [each is not ELSEWHERE for each in kept if each is not None],
         "spoke": [team.speaks(), team.speaks()],
     }
 
