@@ -3,14 +3,14 @@
 Every arm begins with the shipped miniature and is judged on the same videos of held-out casts, by
 figures that nothing is rewarded for (`training.heldout`): arms are compared case by case with the
 shipped model under the same noise. Figures that begin with still_ are of single frames of twice as
-many casts: what the rollouts of grpo_stills are.
+many casts: what rollouts are.
 
     sft                  the shipped model, not trained any further
     grpo                 recipe `grpo_miniature`, with so many updates
     sft_more             supervised training of the same adapters goes on instead, on clips as the
                          model's own was, for the same processor time
-    grpo_by_video        credit to the whole video instead of to each latent frame
-    grpo_stills          single frames instead of clips, six times as many (`on_stills`)
+    grpo_clips           rollouts are clips, each latent frame with its own credit (`on_clips`)
+    grpo_clips_by_video  rollouts are clips, each with one credit
     grpo_chance          as many updates by rewards that are drawn by lot: the control
     grpo_no_fidelity     reward without ID-Crafter's fidelity part; no_quality, no_naturalness alike
     grpo_gamma_0, _1     reward of the mean subject, of the worst subject (the others: .5)
@@ -50,9 +50,9 @@ from training.sft import SftConfig
 
 FIRST = ("sft", "grpo", "sft_more")
 ARMS = (
-    *FIRST, "grpo_chance", "grpo_by_video", "grpo_stills", "grpo_no_fidelity", "grpo_no_quality",
-    "grpo_no_naturalness", "grpo_gamma_0", "grpo_gamma_1", "grpo_groups_4", "grpo_groups_16",
-    "grpo_other_noise", "sft_tuned", "grpo_tuned",
+    *FIRST, "grpo_chance", "grpo_clips", "grpo_clips_by_video", "grpo_no_fidelity",
+    "grpo_no_quality", "grpo_no_naturalness", "grpo_gamma_0", "grpo_gamma_1", "grpo_groups_4",
+    "grpo_groups_16", "grpo_other_noise", "sft_tuned", "grpo_tuned",
 )  # fmt: skip
 SHIPPED = ("sft", "sft_tuned")  # not trained any further
 COMPOSITES = {
@@ -86,8 +86,8 @@ class Study:
 
 def arm_of(base: MiniatureGrpo, arm: str, seed: int) -> MiniatureGrpo:
     """The run of an arm that is trained by reward."""
-    if arm == "grpo_stills":
-        base = grpo_miniature.on_stills(base)
+    if arm in ("grpo_clips", "grpo_clips_by_video"):
+        base = grpo_miniature.on_clips(base, by_frame=arm == "grpo_clips")
     config = base.run.config
     steps, rollout = config.loop.steps, config.rollout
     assert steps is not None
@@ -97,8 +97,6 @@ def arm_of(base: MiniatureGrpo, arm: str, seed: int) -> MiniatureGrpo:
         config = replace(config, groups=groups)
     if arm == "grpo_other_noise":
         rollout = replace(rollout, same_noise=False, branch=False)
-    if arm == "grpo_by_video":
-        rollout = replace(rollout, by_frame=False)
     loop = replace(config.loop, name=arm, seed=seed, steps=steps, sheet_every=0)
     run = replace(base.run, config=replace(config, loop=loop, rollout=rollout))
     composite = COMPOSITES.get(arm, base.composite)
@@ -207,8 +205,7 @@ def small() -> MiniatureGrpo:
         config, loop=replace(config.loop, steps=1), groups=2, group_size=2, rows=4, keep=0,
         rollout=replace(config.rollout, steps=3, window=1, reach=2),
     )  # fmt: skip
-    run = replace(base.run, config=tiny)
-    return replace(base, run=run, tasks=4, num_frames=5, cases=2, steps=2)
+    return replace(base, run=replace(base.run, config=tiny), tasks=4, cases=2, steps=2)
 
 
 def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:

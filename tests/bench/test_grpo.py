@@ -26,7 +26,8 @@ def test_each_arm_changes_what_it_is_called_after(arm: str) -> None:
     assert config.loop.seed == 7 and config.loop.sheet_every == 0
     assert config.for_loop(1).accumulate > 0
     made, want = (c.loop.steps * c.groups * c.group_size for c in (config, plain))
-    assert made == pytest.approx(6 * want if arm == "grpo_stills" else want, rel=0.1)
+    clips = arm.startswith("grpo_clips")
+    assert made == pytest.approx(0.22 * want if clips else want, rel=0.1)
     differs = {
         "composite": asked.composite != base.composite,
         "groups": config.groups != plain.groups,
@@ -38,9 +39,9 @@ def test_each_arm_changes_what_it_is_called_after(arm: str) -> None:
     }
     part = {"grpo_groups_4": "groups", "grpo_groups_16": "groups", "grpo_other_noise": "noise"}
     part |= {"grpo_tuned": "prompts", "grpo_chance": "chance"}
-    part["grpo_by_video"] = "credit"
     changed = set() if arm == "grpo" else {part.get(arm, "composite")}
-    changed = {"credit", "frames"} if arm == "grpo_stills" else changed
+    if clips:
+        changed = {"frames"} | ({"credit"} if arm == "grpo_clips" else set())
     assert {name for name, differ in differs.items() if differ} == changed
 
 

@@ -14,6 +14,7 @@ from engine.checkpoint import load_strict, read_tensors
 from engine.dit import WanDiT
 from engine.presets import MINIATURE
 from training import grpo_miniature
+from training.grpo_epochs import load as load_epoch
 from training.grpo_miniature import MiniatureGrpo
 from training.heldout import FIGURES
 from training.loop import Outcome
@@ -30,7 +31,7 @@ def tiny(steps: int = 2) -> MiniatureGrpo:
         rows=4, keep=0, rollout=replace(config.rollout, steps=3, window=1, reach=2),
     )  # fmt: skip
     run = replace(base.run, config=config)
-    return replace(base, run=run, tasks=3, num_frames=5, cases=2, steps=2)
+    return replace(base, run=run, tasks=3, cases=2, steps=2)
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +48,25 @@ def test_the_recipe_has_numbers_that_fit_together() -> None:
         config.groups * config.num_kept * config.num_trained
     )
     assert asked.run.rank == 32 and asked.run.guidance.scale == MINIATURE.defaults.guidance
-    assert asked.composite == Composite() and asked.num_frames == MINIATURE.defaults.num_frames
-    stills = grpo_miniature.on_stills(asked)
-    assert stills.num_frames == 1 and not stills.run.config.rollout.by_frame
-    assert (stills.run.config.loop.steps, stills.run.config.keep) == (240, 4)
+    assert asked.composite == Composite() and asked.num_frames == 1
+    clips = grpo_miniature.on_clips(asked)
+    assert clips.num_frames == MINIATURE.defaults.num_frames and clips.run.config.rollout.by_frame
+    assert (clips.run.config.loop.steps, clips.run.config.keep) == (26, 0)
+
+
+def test_clips_are_learned_from_frame_by_frame(tmp_path: Path) -> None:
+    """An update on clips of two latent frames."""
+    asked = replace(grpo_miniature.on_clips(tiny()), num_frames=5)
+    config = replace(asked.run.config, loop=replace(asked.run.config.loop, sheet_every=0, steps=1))
+    asked = replace(asked, run=replace(asked.run, config=config))
+    with torch.enable_grad():
+        outcome = grpo_miniature.train(asked, tmp_path)
+    assert outcome.finished and outcome.step == 1
+    (row,) = [row for row in read_log(tmp_path / "log.jsonl") if "loss" in row]
+    assert row["live"] > 0 and row["ratio_off"] < 5e-3 and row["rollouts"] == 4
+    (played,) = (tmp_path / "rollouts").iterdir()
+    epoch = load_epoch(played)
+    assert epoch.trajectory.by_frame and epoch.value_B.shape == (4, 2)
 
 
 def test_a_run_logs_reward_time_and_what_it_is_judged_by(done: tuple[Path, Outcome]) -> None:
