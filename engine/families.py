@@ -59,15 +59,11 @@ def conditions(
     other = None if guidance.is_off else text_BTM
     if family == "vace":
         assert context_BCFHW is not None
-        return _vace(dit, batch, other, context_BCFHW)
-    make = _phantom if family == "phantom" else _identity
-    found = make(dit, batch, other)
-    unweighed = guidance.mode == "single" and guidance.scale == 1.0
-    return found._replace(
-        empty=None if unweighed else found.empty,
-        image=found.image if guidance.mode == "dual" else None,
-        text=found.text if guidance.subject_scale else None,
-    )
+        found = _vace(dit, batch, other, context_BCFHW)
+    else:
+        found = (_phantom if family == "phantom" else _identity)(dit, batch, other)
+    known = found._asdict()
+    return Conditions(**{name: known[name] for name in guidance.weighed})
 
 
 def _identity(dit: WanDiT, batch: EncodingsBatch, negative_BTM: Tensor | None) -> Conditions:

@@ -128,7 +128,7 @@ class Limits:
 class Defaults:
     """What a request gets when it does not say. `shift` is the schedule's, see `engine.flow`.
 
-    guidance, guidance_mode, subject_scale: see `engine.spec.Guidance`.
+    guidance, guidance_mode: see `engine.spec.Guidance`.
     """
 
     width: int
@@ -140,7 +140,6 @@ class Defaults:
     shift: float
     solver: str
     guidance_mode: str = "single"
-    subject_scale: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -133,14 +133,9 @@ def guide(
 ) -> Tensor:
     """The velocity under guidance; conditions whose weight is zero are not evaluated."""
     t_B = torch.full((len(x),), t, dtype=torch.float64, device=x.device)
-    weighed = {"full": conditions.full}
-    if not guidance.is_off and guidance.covers(t):
-        if conditions.empty is not None and (guidance.mode == "dual" or guidance.scale != 1.0):
-            weighed["empty"] = conditions.empty
-        if conditions.image is not None and guidance.mode == "dual":
-            weighed["image"] = conditions.image
-        if conditions.text is not None and guidance.subject_scale:
-            weighed["text"] = conditions.text
+    names = guidance.weighed if guidance.covers(t) else ("full",)
+    known = conditions._asdict()
+    weighed = {name: known[name] for name in names if known[name] is not None}
     made = dict(zip(weighed, each(velocity, x, t_B, list(weighed.values())), strict=True))
     v = full = made["full"]
     if "empty" in made:

@@ -8,7 +8,7 @@ import hashlib
 import html
 import math
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import ftfy
@@ -58,19 +58,21 @@ class Guidance:
     @classmethod
     def assumed(cls, preset: Preset) -> "Guidance":
         """What a request gets that does not say."""
-        given = preset.defaults
-        return cls(given.guidance_mode, given.guidance, subject_scale=given.subject_scale)
+        return cls(preset.defaults.guidance_mode, preset.defaults.guidance)
 
-    def told(self, **given: Any) -> "Guidance":
-        """With what a request says of it. Scale 1 alone, and another mode, take the subjects' own
-        pull away: whoever asks for less does not mean it."""
-        plain = given.get("scale") == 1.0 or given.get("mode", self.mode) != self.mode
-        return replace(self, **({"subject_scale": 0.0} if plain else {}) | given)
+    @property
+    def weighed(self) -> tuple[str, ...]:
+        """The fields of `engine.sample.Conditions` that have a weight inside the interval, in
+        order."""
+        if self.mode == "dual":
+            return ("full", "empty", "image")
+        empty, text = self.scale != 1.0, self.subject_scale != 0.0
+        return ("full", *(("empty",) if empty else ()), *(("text",) if text else ()))
 
     @property
     def is_off(self) -> bool:
         """v = full: the other forwards have no weight."""
-        return self.mode == "single" and self.scale == 1.0 and self.subject_scale == 0.0
+        return self.weighed == ("full",)
 
     def covers(self, t: float) -> bool:
         """Whether time `t` lies in the interval, ends included."""

@@ -37,8 +37,6 @@ def _tokens(preset: Preset, spec: Spec) -> int:
 
 def _forwards(preset: Preset, spec: Spec) -> int:
     """Of a step within the interval of guidance, see `engine.families`."""
-    if spec.guidance.is_off:
-        return 1
     has_subjects = spec.names and (preset.family != "identity" or preset.dit.subject_layers > 0)
-    three = spec.guidance.mode == "dual" or spec.guidance.subject_scale > 0
-    return 3 if three and has_subjects and preset.family != "vace" else 2
+    apart = has_subjects and preset.family != "vace"
+    return sum(bool(apart) or name in ("full", "empty") for name in spec.guidance.weighed)

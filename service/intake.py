@@ -154,25 +154,31 @@ def _fed(
 ) -> bytes:
     """What a child makes of it. One that is killed says nothing of what it was given: a machine
     short of memory kills whom it likes. So another one is asked, once."""
-    for again in (True, False):
-        with start() as child:
-            try:
-                made, said = child.communicate(upload.data, limit_s)
-            except subprocess.TimeoutExpired as error:
-                child.kill()
-                raise _refusal(upload, kind, f"took longer than {limit_s:g} s to decode") from error
-            except BaseException:
-                child.kill()
-                raise
-        if child.returncode == -signal.SIGKILL and again:
-            log.warning("a decoding child was killed; another one is asked")
-            continue
-        break
-    if child.returncode == decode.REFUSED:
+    status, made, said = _asked(start(), upload, limit_s, kind)
+    if status == -signal.SIGKILL:
+        log.warning("a decoding child was killed; another one is asked")
+        status, made, said = _asked(start(), upload, limit_s, kind)
+    if status == decode.REFUSED:
         raise _refusal(upload, kind, said.decode(errors="replace"))
-    if child.returncode != 0:
+    if status != 0:
         raise _refusal(upload, kind, "is damaged, or needs too much memory to decode")
     return made
+
+
+def _asked(
+    child: subprocess.Popen[bytes], upload: Upload, limit_s: float, kind: str
+) -> tuple[int, bytes, bytes]:
+    """Exit status and both outputs of a child that was fed."""
+    with child:
+        try:
+            made, said = child.communicate(upload.data, limit_s)
+        except subprocess.TimeoutExpired as error:
+            child.kill()
+            raise _refusal(upload, kind, f"took longer than {limit_s:g} s to decode") from error
+        except BaseException:
+            child.kill()
+            raise
+    return child.returncode, made, said
 
 
 def _refusal(upload: Upload, kind: str, what: str, status: int = 400) -> RequestError:

@@ -8,6 +8,7 @@ import re
 import secrets
 import unicodedata
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -187,7 +188,7 @@ class CreateVideo(Closed):
             given["num_frames"] = self._frames(given.get("fps", preset.defaults.fps), preset)
         if self.guidance is not None:
             scales = self.guidance.model_dump(exclude_none=True)
-            given["guidance"] = Guidance.assumed(preset).told(**scales)
+            given["guidance"] = replace(Guidance.assumed(preset), **scales)
         return given
 
     def _frames(self, fps: int, preset: Preset) -> int:

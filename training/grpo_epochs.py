@@ -196,7 +196,7 @@ class Rollouts:
              for u in range(config.updates)], dim=1
         )  # fmt: skip
         value_B, weight_B = value_RB[rank], weight_RUB[rank].flatten(0, 1)
-        mean_B = value_B.flatten(1).mean(1) if value_B.ndim > 1 else value_B
+        mean_B = value_B.view(len(value_B), -1).mean(1)
         kept = torch.cat(
             [start + best_and_worst(mean_B[start : start + config.group_size], config.keep)
              for start in range(0, len(mean_B), config.group_size)]
@@ -226,9 +226,7 @@ class Rollouts:
 def _of_parts(group_RB: Tensor, reward_RB: Tensor) -> Tensor:
     """Of each reward the number of those that it is compared with, flat: its group, or its group's
     same part."""
-    if reward_RB.ndim == group_RB.ndim:
-        return group_RB.flatten()
-    num_parts = reward_RB.shape[2]
+    num_parts = reward_RB[0, 0].numel()
     return (group_RB[..., None] * num_parts + torch.arange(num_parts)).flatten()
 
 

@@ -364,7 +364,7 @@ def pull(preset: Preset, scale: float) -> Guidance:
     """The preset's kind of guidance with this scale: under dual guidance that of the text."""
     if preset.defaults.guidance_mode == "dual":
         return Guidance("dual", preset.defaults.guidance, text_scale=scale)
-    return Guidance.assumed(preset).told(scale=scale)
+    return Guidance(scale=scale)
 
 
 def option_of(field: str) -> str:

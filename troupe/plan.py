@@ -83,7 +83,7 @@ def _guidance(preset: Preset, mode: str, interval: tuple[float, float]) -> Guida
     if mode == "dual":
         return Guidance("dual", interval=interval)
     scale = 1.0 if mode == "off" else preset.defaults.guidance
-    return Guidance.assumed(preset).told(mode="single", scale=scale, interval=interval)
+    return Guidance("single", scale, interval=interval)
 
 
 def _card(name: str) -> "Card":

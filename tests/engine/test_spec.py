@@ -79,12 +79,9 @@ def test_unknown_fields_are_refused():
     assert caught.value.field == "colour"
 
 
-def test_who_asks_for_less_guidance_is_not_pulled_by_the_subjects():
-    assumed = Guidance(scale=2.5, subject_scale=1.5)
-    assert assumed.told() == assumed and assumed.told(scale=4.0).subject_scale == 1.5
-    assert assumed.told(scale=1.0).is_off and not assumed.told(scale=1.0, subject_scale=2.0).is_off
-    dual = assumed.told(mode="dual", image_scale=4.0)
-    assert dual == Guidance("dual", 2.5, image_scale=4.0)
+def test_the_subjects_own_pull_goes_with_single_guidance():
+    assert Guidance(scale=1.0).is_off and not Guidance(scale=1.0, subject_scale=2.0).is_off
+    dual = Guidance("dual", 2.5, image_scale=4.0)
     dual.validate(20)
     with pytest.raises(SpecError) as caught:
         replace(dual, subject_scale=1.0).validate(20)

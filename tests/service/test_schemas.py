@@ -19,7 +19,7 @@ def test_nothing_given_means_the_presets_defaults() -> None:
     usual = MINIATURE.defaults
     assert (spec.width, spec.height, spec.num_frames) == (96, 64, 17)
     assert (spec.fps, spec.steps, spec.solver) == (usual.fps, usual.steps, usual.solver)
-    assert spec.guidance == Guidance.assumed(MINIATURE)
+    assert spec.guidance == Guidance(scale=usual.guidance)
 
 
 def test_text_and_numbers_are_read_alike() -> None:

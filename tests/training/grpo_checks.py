@@ -172,12 +172,16 @@ def check_groups_go_by_the_sample() -> None:
 # --- credit by frame -----------------------------------------------------------------------------
 
 
-def film(folder: Path, by_frame: bool, **changes: Any) -> Rollouts:
-    """Rollouts of a film whose frames know nothing of each other."""
+def film_config(by_frame: bool, **changes: Any) -> GrpoConfig:
     rollout = RolloutConfig(4, noise=EXACT, by_frame=by_frame)
     given = {"groups": 4, "group_size": 8, "rows": 32, "updates": 1, "train_steps": 0} | changes
-    reward = given.pop("reward", toy_film.near)
-    config = toy_flow.plane_config(rollout=rollout, **given)
+    return toy_flow.plane_config(rollout=rollout, **given)
+
+
+def film(folder: Path, by_frame: bool, **changes: Any) -> Rollouts:
+    """Rollouts of a film whose frames know nothing of each other."""
+    reward = changes.pop("reward", toy_film.near)
+    config = film_config(by_frame, **changes)
     return Rollouts(config, toy_film.FilmPolicy(), reward, [0], toy_film.Film(), folder)
 
 
@@ -233,10 +237,9 @@ def plane_runs(folder: Path) -> None:
     group = dist.current()
     run = replace(toy_flow.LOOP, steps=3)
     given = {"loop": run, "groups": 4, "group_size": 4, "rows": 4, "spread": "global"}
-    film_config = film(folder, True, **given).config
     grpo.train(
-        film_config, toy_film.FilmPolicy(), toy_film.near, [0, 1], made := toy_film.Film(),
-        inside := folder / f"{group.size}_film",
+        film_config(True, **given), toy_film.FilmPolicy(), toy_film.near, [0, 1],
+        made := toy_film.Film(), inside := folder / f"{group.size}_film",
     )  # fmt: skip
     torch.save(made.state_dict(), inside / f"{group.rank}.pt")
     config = toy_flow.plane_config(**given)

@@ -9,11 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from engine import flow
-from engine.sample import Solve, Step, sample
 from tests.training import toy_flow
 from training.rewards.door import TOTAL
 
@@ -37,16 +34,7 @@ class Film(nn.Module):
 class FilmPolicy(toy_flow.PlanePolicy):
     """Frames are [B, F, 2, 1, 1], as the decoder of this world makes them."""
 
-    def sample(
-        self, model: nn.Module, samples: Sequence[int], seeds: Sequence[int],
-        plan: flow.Schedule, solve: Solve, resume: Step | None = None,
-    ) -> Tensor:  # fmt: skip
-        noise = torch.stack(
-            [torch.randn(2, FRAMES, 1, 1, generator=torch.Generator().manual_seed(seed))
-             for seed in seeds]
-        )  # fmt: skip
-        given = self.conditions(samples)
-        return sample(model, noise, given, plan, self.guidance, resume=resume, solve=solve)
+    shape = (2, FRAMES, 1, 1)
 
     def frames(self, model: nn.Module, latents: Tensor) -> Tensor:
         return latents.movedim(2, 1)

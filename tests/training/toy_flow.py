@@ -84,6 +84,8 @@ def plane() -> Plane:
 class PlanePolicy:
     """A sample is the number of its prompt. guidance: against the other prompt."""
 
+    shape: tuple[int, ...] = (2,)
+
     def __init__(self, guidance: Guidance = OFF) -> None:
         self.guidance = guidance
 
@@ -96,7 +98,7 @@ class PlanePolicy:
         plan: flow.Schedule, solve: Solve, resume: Step | None = None,
     ) -> Tensor:  # fmt: skip
         noise = torch.stack(
-            [torch.randn(2, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+            [torch.randn(self.shape, generator=torch.Generator().manual_seed(n)) for n in seeds]
         )
         given = self.conditions(samples)
         return sample(model, noise, given, plan, self.guidance, resume=resume, solve=solve)
