@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -10,11 +10,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from engine.change import CHANGE, CHANGE_STEP, changed
 from engine.errors import CheckpointError
 
 # Statistics stay exact on disk, whatever the weights are rounded to.
 EXACT = ("latents_mean", "latents_std")
 GRID_STEP = ".grid_step"  # beside an int8 tensor: what one of its numbers is worth
+BESIDE = (GRID_STEP, CHANGE, CHANGE_STEP)  # ends of the names that belong to another tensor
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.bfloat16) -> bytes:
@@ -38,23 +40,57 @@ def open_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, floating ones as fp32, and so those on a grid.
+    """All tensors of a safetensors file, floating ones as fp32, and so those on a grid, with their
+    changes (`engine.change`).
 
     Raises:
-        CheckpointError: the file is missing or not of this format, or a grid has no step.
+        CheckpointError: the file is missing or not of this format, a grid has no step, a change
+            does not fit.
     """
-    loaded = open_tensors(path)
-    steps = {name: loaded.pop(name) for name in list(loaded) if name.endswith(GRID_STEP)}
-    tensors = {
-        name: value.float() if value.is_floating_point() else value
-        for name, value in loaded.items()
-    }
-    for name, step in steps.items():
-        own = name.removesuffix(GRID_STEP)
-        tensors[own] = off_grid(tensors.get(own), step, own, str(path))
+    return values(open_tensors(path), str(path))
+
+
+def values(loaded: Mapping[str, Tensor], label: str) -> dict[str, Tensor]:
+    """What the entries of a file are worth, as `read_tensors`. Raises CheckpointError."""
+    names = tensor_names(loaded, label)
+    tensors = {name: read_value(loaded.__getitem__, name, label, loaded) for name in names}
+    tensors = {name: x.float() if x.is_floating_point() else x for name, x in tensors.items()}
     bare = sorted(name for name, value in tensors.items() if value.dtype == torch.int8)
-    _complain(str(path), "lacks the grid step of", bare)
+    _complain(label, "lacks the grid step of", bare)
     return tensors
+
+
+def tensor_names(there: Collection[str], label: str) -> list[str]:
+    """The names in a file that are tensors, and not beside one. Raises CheckpointError."""
+    own = [name for name in there if not name.endswith(BESIDE)]
+    for name in sorted(there):
+        for end in BESIDE:
+            if name.endswith(end) and name.removesuffix(end) not in own:
+                raise CheckpointError(f"{label}: {name} is the step of no tensor")
+    return own
+
+
+def read_value(
+    read: Callable[[str], Tensor], name: str, label: str, there: Collection[str]
+) -> Tensor:
+    """One tensor of a file: off its grid if it is on one, with its change if it has one, then
+    fp32; any other as it is.
+
+    Args:
+        read: gives the entry of a name. there: all names of the file.
+
+    Raises CheckpointError.
+    """
+    value = read(name)
+    if name + GRID_STEP in there:
+        value = off_grid(value, read(name + GRID_STEP), name, label)
+    if not value.is_floating_point():
+        return value
+    ends = (CHANGE, CHANGE_STEP)
+    code, step = (read(name + end) if name + end in there else None for end in ends)
+    if code is None and step is None:
+        return value
+    return changed(value, code, step, f"{label}: {name}")
 
 
 def grid_step(weight: Tensor, steps: int) -> Tensor:
@@ -125,4 +161,4 @@ def _complain(label: str, what: str, keys: list[str]) -> None:
 def _disk_dtype(name: str, value: Tensor, dtype: torch.dtype) -> torch.dtype:
     if not value.is_floating_point():
         return value.dtype
-    return torch.float32 if name in EXACT or name.endswith(GRID_STEP) else dtype
+    return torch.float32 if name in EXACT or name.endswith(BESIDE) else dtype

@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from engine.checkpoint import GRID_STEP, check_names, off_grid
+from engine.checkpoint import BESIDE, check_names, read_value, tensor_names
 from engine.errors import CheckpointError
 
 CPU = torch.device("cpu")
@@ -78,9 +78,7 @@ def fill(
         there = set(file.keys()) - set(beside)
         held = {name: x for name, x in _shapes(file).items() if name in there}
         check_names(own, held, path.name)
-        strays = sorted(there - {f"{name}{GRID_STEP}" for name in own} - own.keys())
-        if strays:
-            raise CheckpointError(f"{path.name}: {strays[0]} is the step of no tensor")
+        tensor_names(there, path.name)
         for name, parameter in own.items():
             value = read(file, name, path.name, there)
             value = value.to(device, dtype_of(name), copy=True)
@@ -133,18 +131,16 @@ def shapes(path: Path) -> dict[str, Tensor]:
 
 
 def _shapes(file: Any) -> dict[str, Tensor]:
-    names = (name for name in file.keys() if not name.endswith(GRID_STEP))
+    names = (name for name in file.keys() if not name.endswith(BESIDE))
     return {n: torch.empty(file.get_slice(n).get_shape(), device="meta") for n in names}
 
 
 def read(file: Any, name: str, label: str, there: Collection[str]) -> Tensor:
-    """One tensor of an opened file, off its grid if it is on one. there: all names of the file.
+    """One tensor of an opened file, see `read_value`. there: all names of the file.
 
     Raises CheckpointError.
     """
-    value: Tensor = file.get_tensor(name)
-    if f"{name}{GRID_STEP}" in there:
-        return off_grid(value, file.get_tensor(name + GRID_STEP), name, label)
+    value = read_value(file.get_tensor, name, label, there)
     if not value.is_floating_point():
         raise CheckpointError(f"{label}: {name} is {value.dtype}, not a floating type")
     return value

@@ -1,4 +1,7 @@
-"""Training for the grid on which weights ship: forward and backward see rounded matrices.
+"""Training for the form in which weights ship: forward and backward see it.
+
+    rounded    matrices on a grid             `engine.checkpoint.on_grid`
+    near       a base and a sparse change     `engine.change.nearest`
 
 The straight-through estimator (Bengio et al. 2013, arXiv 1308.3432): gradients are those at the
 rounded point, updates go to the exact weights, which are what a run saves and averages.
@@ -6,27 +9,78 @@ rounded point, updates go to the exact weights, which are what a run saves and a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from engine.checkpoint import grid_step
+from engine.change import CHANGE, CHANGE_STEP, changes, nearest
+from engine.checkpoint import grid_step, open_tensors, values
 
 
 @contextmanager
 def rounded(model: nn.Module, steps: int) -> Iterator[None]:
     """Inside, every matrix of `model` lies on the grid of `engine.checkpoint.on_grid`; afterwards
     all are what they were, bit for bit. In place: compiled code notices nothing."""
-    exact = [(p, p.detach().clone()) for p in model.parameters() if p.ndim >= 2 and p.any()]
+
+    def on_grid(name: str, weight: Tensor) -> Tensor:
+        if weight.ndim < 2 or not bool(weight.any()):
+            return weight
+        step = grid_step(weight.float(), steps)
+        return torch.round(weight.float() / step) * step
+
+    with _replaced(model, on_grid):
+        yield
+
+
+@contextmanager
+def near(model: nn.Module, base: Mapping[str, Tensor], threshold: float) -> Iterator[None]:
+    """Inside, every parameter is the base's with the change of `engine.change.nearest`; afterwards
+    all are what they were, bit for bit.
+
+    base: by the names of the model's parameters. threshold: see `nearest`.
+    """
+
+    def with_change(name: str, weight: Tensor) -> Tensor:
+        return base[name] + nearest(weight - base[name], threshold)
+
+    with _replaced(model, with_change):
+        yield
+
+
+def origin(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What a model's file was before its first change: its entries as they are on disk, and its
+    tensors, fp32. Later versions change the origin too, so that they have its bytes in common.
+
+    Raises CheckpointError.
+    """
+    entries = open_tensors(path)
+    before = {n: x for n, x in entries.items() if not n.endswith((CHANGE, CHANGE_STEP))}
+    return before, values(before, path.name)
+
+
+def with_changes(
+    origin_file: Path, threshold: float, tuned: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The entries of a file that holds the origin as it is, and beside it what makes it nearly
+    `tuned`. Raises CheckpointError."""
+    entries, base = origin(origin_file)
+    for name, value in base.items():
+        entries |= changes(name, tuned[name].detach().float().cpu() - value, threshold)
+    return entries
+
+
+@contextmanager
+def _replaced(model: nn.Module, change: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
+    exact = [(name, p, p.detach().clone()) for name, p in model.named_parameters()]
     try:
         with torch.no_grad():
-            for parameter, weight in exact:
-                step = grid_step(weight.float(), steps)
-                parameter.copy_(torch.round(weight.float() / step) * step)
+            for name, parameter, weight in exact:
+                parameter.copy_(change(name, weight))
         yield
     finally:
         with torch.no_grad():
-            for parameter, weight in exact:
+            for _, parameter, weight in exact:
                 parameter.copy_(weight)

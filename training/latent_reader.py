@@ -157,13 +157,14 @@ def examples(folder: ShardFolder, shards: Sequence[int]) -> Examples:
     table = Table(folder, ("video",))
     table.extend(max(shards) + 1)
     found: list[tuple[int, int, Tensor, tuple[int, ...]]] = []
-    for row in (row for shard in shards for row in folder.seeds(shard)):
+    for number in (number for shard in shards for number in folder.seeds(shard)):
+        row = number - folder.first
         tensors = table.row(row)
         num_frames = tensors["latents"].shape[1]
-        scene, _, _ = sample_script(row, folder.split)
+        scene, _, _ = sample_script(number, folder.split)
         visible_ST = torch.from_numpy(scene.visibility(NUM_FRAMES, folder.height, folder.width))
         if folder.still:
-            visible_ST = visible_ST[:, [still_moment(row)]]
+            visible_ST = visible_ST[:, [still_moment(number)]]
         boxes_SFX = latent_boxes(tensors["boxes"][None], num_frames)[0]
         visible_SF = latent_boxes(visible_ST[None, ..., None], num_frames)[0, ..., 0]
         for subject, role in enumerate(scene.cast):

@@ -7,8 +7,9 @@ keeps characters less far than the model that it would replace is refused, excep
 `miniature_publish_anyway`.
 
 The transformer's matrices are rounded to a grid of GRID steps per root mean square and stored as
-int8: git keeps every version for ever, and so a file packs into a third of the room. What ships is
-what is measured.
+int8: git keeps every version for ever, and so a file packs into a third of the room. A run that
+changes what shipped (`miniature_sft_more`) leaves that file with its change beside it. A part that
+has no run here is the shipped one's. What ships is what is measured.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ FILES = {
 }
 CANDIDATE = "runs/candidate"  # what would ship, before it is evaluated
 GRID = 3
+CHANGE_THRESHOLD = 3.55  # leaves a fifteenth of a change's numbers: .5 MB of the history
 DIT = f"{FILES['dit.safetensors']}/dit.safetensors"
+MORE = "miniature_sft_more/dit.safetensors"  # where it has been run, it ships
 STATES = {
     "vae": "miniature_vae",
     "text": "text",
@@ -54,6 +57,7 @@ STATES = {
     "dit_small": "miniature_sft_small",
     "dit_still": "miniature_sft_still",
     "dit": "miniature_sft",
+    "dit_more": "miniature_sft_more",
     "identity": "identity/encoder",
     "detector": "identity/detector",
     "oracle": "identity/oracle",
@@ -114,17 +118,24 @@ def draw_lineage(runs: Path, path: Path) -> None:
     figure.savefig(path, dpi=80, format="png")
 
 
-def gather(runs: Path) -> dict[str, bytes | Path]:
-    """The files of the model that stands in `runs`, the transformer on its grid.
+def gather(runs: Path, shipped: Path) -> dict[str, bytes | Path]:
+    """The files of the model that stands in `runs`, the transformer in the form that ships; a part
+    of which `runs` has no folder is that of `shipped`.
 
     Raises FileNotFoundError: a run has not exported its file; the message names it.
     """
     files: dict[str, bytes | Path] = {}
     for name, run in FILES.items():
         path = runs / run / name
+        if not path.parent.exists() and (shipped / name).exists():
+            path = shipped / name
         if not path.exists():
             raise FileNotFoundError(f"{path} is missing: the recipe of {run} has not exported it")
         files[name] = path
+    if (runs / MORE).exists():
+        return files | {"dit.safetensors": (runs / MORE).read_bytes()}
+    if not (runs / DIT).exists():
+        return files | {"dit.safetensors": (shipped / "dit.safetensors").read_bytes()}
     dit: dict[str, Tensor] = {}
     for name, tensor in read_tensors(runs / DIT).items():
         dit |= on_grid(name, tensor, GRID)
@@ -146,7 +157,7 @@ def publish(
         CheckpointError: the evaluation is missing, of stills, or of another transformer than what
             ships, or the model is worse than its parent.
     """
-    files = gather(runs)
+    files = gather(runs, target)
     shipped = files["dit.safetensors"]
     assert isinstance(shipped, bytes)
     _require_own(evaluation or {}, shipped)
@@ -159,9 +170,15 @@ def publish(
                 f"worse than {target}: {'; '.join(worse)}; `troupe train miniature_publish_anyway`"
                 " insists"
             )
-        told["parent"] = parent.digest()
+        told = _inherited(parent.lineage, told) | told | {"parent": parent.digest()}
     manifest = Manifest("miniature", lineage=told, evaluation=evaluation or {})
     return save_folder(target, manifest, files, overwrite=True)
+
+
+def _inherited(parent: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """What a parent's lineage says of the parts that have not been made anew."""
+    anew = {"dit_more"} if "dit" in own else set()
+    return {name: told for name, told in parent.items() if name in STATES.keys() - anew}
 
 
 def code_version() -> str:
@@ -193,7 +210,7 @@ def run(anyway: bool = False) -> None:
     report = runs / "evaluation.json"
     evaluation = json.loads(report.read_text()) if report.exists() else None
     draft = Manifest("miniature", lineage=lineage(runs))
-    save_folder(Path(CANDIDATE), draft, gather(runs), overwrite=True)
+    save_folder(Path(CANDIDATE), draft, gather(runs, target), overwrite=True)
     if evaluation is not None:
         evaluation |= golden.told(Path(CANDIDATE))
     manifest = publish(runs, target, evaluation, anyway)

@@ -33,6 +33,7 @@ RECIPES = {
     "miniature_sft_small": Recipe("sft_miniature", "the generator, small clips", "run_small"),
     "miniature_sft_still": Recipe("sft_miniature", "then stills: who is who", "run_still"),
     "miniature_sft": Recipe("sft_miniature", "then clips at full size"),
+    "miniature_sft_more": Recipe("sft_miniature", "what ships, on new clips", "run_more"),
     "miniature_lora": Recipe("sft_miniature", "adapters on the result", "run_lora"),
     "grpo_miniature": Recipe("grpo_miniature", "reinforcement of the result, on identity"),
     "miniature_publish": Recipe("publish", "the model folder of all of these"),

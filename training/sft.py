@@ -26,20 +26,22 @@ from training import dist, lora, losses
 from training.data.loader import Batch, Dropout, Loader, drop_conditions
 from training.data.precompute import Sources, load_sources, precompute
 from training.data.shards import COLUMNS, ShardFolder, Table
-from training.grid import rounded
+from training.grid import near, origin, rounded, with_changes
 from training.latent_reader import LatentReader, certainty, identity_loss, load_reader
-from training.loop import LoopConfig, Outcome
+from training.loop import Around, LoopConfig, Outcome
 from training.loop import run as run_loop
 from training.sheets import generate, sheet
 
 SHEET_CASES = 8
+Change = tuple[Path, float]
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """shards: folder of the table. encoders: folder with vae, text and vlm weights.
 
-    plan: (from batch index, number of shards), see `Loader`. rows: clips per shard.
+    plan: (from batch index, number of shards), see `Loader`. rows: clips per shard. first: the
+    number of the first clip.
     mixed, alike: see `Loader`. still: one frame of each clip. reference: as in `sample_clip`.
     height, width, reference_size: px of the clips and of the references.
     """
@@ -48,6 +50,7 @@ class DataConfig:
     encoders: Path
     plan: tuple[tuple[int, int], ...]
     rows: int = 256
+    first: int = 0
     batch_size: int = 16
     mixed: bool = False
     alike: int = 1
@@ -63,7 +66,8 @@ class DataConfig:
         else:
             rows, path = SHEET_CASES, self.shards / split
         size = (self.height, self.width, self.reference_size)
-        return ShardFolder(path, rows, split, self.reference, *size, still=self.still)
+        first = self.first if split == "train" else 0
+        return ShardFolder(path, rows, split, self.reference, *size, self.still, first)
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,8 @@ class SftConfig:
     identity_gain: weight of the identity loss; reader: the file of the latent reader behind it.
     grid: steps to the root mean square of the grid on which the weights will ship; while the rate
     decays the matrices are rounded to it (`training.grid`). 0: never.
+    change: threshold of the sparse change to `base` as which the weights will ship; while the rate
+    decays they are rounded to it (`engine.change`). 0: they ship whole.
     draws: times and noises for each clip of a batch, which share its conditions' K and V.
     base: weights to start from, with the identity stream or without; None for fresh ones.
     use_vlm_tokens: False trains without them though the model could read them (they may come
@@ -91,6 +97,7 @@ class SftConfig:
     identity_gain: float = 0.0
     reader: Path | None = None
     grid: int = 0
+    change: float = 0.0
     shift: float = 1.0
     draws: int = 1
     base: Path | None = None
@@ -108,6 +115,8 @@ class SftConfig:
             raise ValueError("fsdp needs mixed batches: every process must run the same parts")
         if self.grid and (self.lora or self.fsdp):
             raise ValueError("grid goes with all weights, whole in each process: no lora or fsdp")
+        if self.change and (self.grid or self.lora or self.fsdp or self.base is None):
+            raise ValueError("change goes with a base, and without grid, lora or fsdp")
         if self.identity_gain and self.reader is None:
             raise ValueError("identity_gain needs a reader: the file of a latent reader")
 
@@ -116,6 +125,11 @@ class SftConfig:
         """What the model reads: without a VLM its column need not exist."""
         has_vlm = self.preset.dit.use_vlm and self.use_vlm_tokens
         return COLUMNS if has_vlm else tuple(c for c in COLUMNS if c != "vlm")
+
+    @property
+    def sparse(self) -> Change | None:
+        """The base's file and the threshold of the change to it; None: the weights ship whole."""
+        return (self.base, self.change) if self.change and self.base is not None else None
 
 
 def subject_inputs(batch: Batch) -> SubjectInputs:
@@ -213,18 +227,25 @@ def train(config: SftConfig, folder: Path | None = None) -> Outcome:
     group = dist.current()
     sheet = Sheet(config) if config.loop.sheet_every and group.is_first else None
     shard = partial(sharded, config=config) if config.fsdp and group.size > 1 else None
-    around = partial(rounded, steps=config.grid) if config.grid else None
     return run_loop(
         config.loop,
         dit,
         loss_fn,
         loader.batch,
         sheet_fn=sheet,
-        export_fn=partial(export, adapters=config.lora > 0),
+        export_fn=partial(export, adapters=config.lora > 0, change=config.sparse),
         folder=folder,
         shard=shard,
-        around=around,
+        around=shipped_form(config),
     )
+
+
+def shipped_form(config: SftConfig) -> Around | None:
+    """What the loop puts around its updates while the rate decays: the form that will ship."""
+    if config.sparse is not None:
+        base, threshold = config.sparse
+        return partial(near, base=origin(base)[1], threshold=threshold)
+    return partial(rounded, steps=config.grid) if config.grid else None
 
 
 def sharded(dit: nn.Module, config: SftConfig) -> None:
@@ -240,14 +261,17 @@ def compiled(dit: WanDiT) -> WanDiT:
     return dit
 
 
-def export(ema: nn.Module, folder: Path, adapters: bool) -> None:
-    """dit.safetensors (bf16); with adapters both they alone and the model with them merged."""
+def export(ema: nn.Module, folder: Path, adapters: bool, change: Change | None = None) -> None:
+    """dit.safetensors: bf16, or the file of a base with a change beside each tensor; with adapters
+    both they alone and the model with them merged."""
     if adapters:
         lora.save(ema, folder / "lora.safetensors")
         ema = lora.merged(ema)
     tensors = {name: dist.whole(tensor) for name, tensor in ema.state_dict().items()}
     if not dist.current().is_first:
         return
+    if change is not None:
+        tensors = with_changes(*change, tensors)
     temporary = folder / ".dit.safetensors.tmp"
     temporary.write_bytes(checkpoint.tensor_bytes(tensors))
     temporary.replace(folder / "dit.safetensors")

@@ -68,7 +68,7 @@ def test_a_matrix_of_zeros_has_no_grid():
 )
 def test_a_step_without_its_numbers_is_refused(tmp_path, tensors):
     (tmp_path / "bad.safetensors").write_bytes(tensor_bytes(tensors))
-    with pytest.raises(CheckpointError, match="step of no int8 tensor"):
+    with pytest.raises(CheckpointError, match="step of no (int8 )?tensor"):
         read_tensors(tmp_path / "bad.safetensors")
 
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from engine.change import nearest
 from engine.checkpoint import GRID_STEP, on_grid
-from training.grid import rounded
+from training.grid import near, rounded
 from training.loop import LoopConfig, run
 
 
@@ -28,6 +29,20 @@ def test_inside_the_weights_are_those_that_ship() -> None:
             want = shipped[name].float() * shipped[name + GRID_STEP]
             torch.testing.assert_close(value, want)
             assert not torch.equal(value, exact[name])
+    assert all(torch.equal(value, exact[name]) for name, value in net.state_dict().items())
+
+
+def test_inside_the_weights_are_the_base_and_a_sparse_change() -> None:
+    base, net = dict(model().named_parameters()), model()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    exact = {name: value.clone() for name, value in net.state_dict().items()}
+    with near(net, base, 2.0):
+        for name, value in net.state_dict().items():
+            change = value - base[name]
+            torch.testing.assert_close(change, nearest(exact[name] - base[name], 2.0))
+            assert 0 < change.count_nonzero() < 0.6 * change.numel()
     assert all(torch.equal(value, exact[name]) for name, value in net.state_dict().items())
 
 

@@ -8,11 +8,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine import golden
-from engine.checkpoint import read_tensors
+from engine.change import changes
+from engine.checkpoint import read_tensors, tensor_bytes
 from engine.errors import CheckpointError
 from engine.folders import Manifest, verify
 from training import publish as publishing
-from training.publish import DIT, FILES, GRID, draw_lineage, gather, lineage, publish
+from training.publish import DIT, FILES, GRID, MORE, draw_lineage, gather, lineage, publish
 
 SHIPPED = Path(__file__).parents[2] / "models" / "miniature"
 
@@ -36,7 +37,7 @@ def runs(tmp_path: Path) -> Path:
 
 def evaluation(runs: Path, reached: float = 0.7) -> dict[str, object]:
     """Of what would ship: how far it keeps one subject."""
-    sha256 = hashlib.sha256(gather(runs)["dit.safetensors"]).hexdigest()
+    sha256 = hashlib.sha256(gather(runs, SHIPPED)["dit.safetensors"]).hexdigest()
     row = {"reached": reached, "reached_se": 0.01}
     return {"dit": sha256, "subjects": {"1": row}}
 
@@ -68,6 +69,44 @@ def test_a_missing_export_is_named_and_nothing_is_written(runs: Path, tmp_path: 
     with pytest.raises(FileNotFoundError, match="oracle"):
         publish(runs, tmp_path / "model", {})
     assert not (tmp_path / "model").exists()
+
+
+def test_a_part_without_a_run_is_the_shipped_one(runs: Path, tmp_path: Path):
+    """Who trains the transformer on has run nothing else."""
+    target = tmp_path / "model"
+    before = published(runs, target)
+    shutil.rmtree(runs / "identity")
+    shutil.rmtree(runs / "miniature_sft")
+    (runs / "miniature_sft_more").mkdir()
+    entries = load_file(target / "dit.safetensors")
+    more = entries | changes("w", torch.randn(64, 48), 3.5)
+    (runs / MORE).write_bytes(tensor_bytes(more))
+    row = '{"step": 5, "loss": 1, "steps_per_s": 0.5}\n'
+    (runs / MORE).with_name("log.jsonl").write_text(row)
+    told = evaluation(runs, 0.8)
+    after = publish(runs, target, told)
+    unchanged = [name for name in FILES if before.files[name] == after.files[name]]
+    assert sorted(unchanged) == sorted(FILES.keys() - {"dit.safetensors"})
+    assert (target / "dit.safetensors").read_bytes() == (runs / MORE).read_bytes()
+    assert after.lineage["dit"] == before.lineage["dit"]
+    assert after.lineage["dit_more"]["steps"] == 5
+    assert after.lineage["parent"] == before.digest()
+
+
+def test_a_part_that_has_no_change_inherits_none(runs: Path, tmp_path: Path):
+    target = tmp_path / "model"
+    shutil.copytree(runs / "miniature_sft", runs / "miniature_sft_more")
+    assert "dit_more" in published(runs, target).lineage
+    shutil.rmtree(runs / "miniature_sft_more")
+    assert "dit_more" not in published(runs, target).lineage
+
+
+def test_nothing_new_is_what_shipped_to_the_byte(runs: Path, tmp_path: Path):
+    target = tmp_path / "model"
+    published(runs, target)
+    before = (target / "dit.safetensors").read_bytes()
+    shutil.rmtree(runs / "miniature_sft")
+    assert gather(runs, target)["dit.safetensors"] == before
 
 
 def test_lineage_skips_what_did_not_run(runs: Path):

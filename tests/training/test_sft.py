@@ -10,6 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from engine.change import nearest
+from engine.checkpoint import read_tensors
 from engine.dit import WanDiT
 from engine.errors import CheckpointError
 from engine.presets import Preset
@@ -81,6 +83,45 @@ def test_stills_come_first_and_the_videos_go_on(
     base = tmp_path / "first" / "dit.safetensors"
     after = sft.train(replace(config, base=base, draws=2), tmp_path / "second")
     assert after.finished
+
+
+def test_a_change_ships_with_the_bytes_of_its_base(config: sft.SftConfig, tmp_path: Path) -> None:
+    """Its weights were seen so while the rate decayed, and the next change begins there too."""
+    first = replace(config, loop=replace(LOOP, steps=2))
+    sft.train(first, tmp_path / "base")
+    base = tmp_path / "base" / "dit.safetensors"
+    loop = replace(LOOP, steps=6, decay_fraction=0.5, ema=0.5)
+    tuned = replace(config, base=base, change=3.0, loop=loop)
+    outcome = sft.train(tuned, tmp_path / "one")
+    file, before = tmp_path / "one" / "dit.safetensors", load_file(base)
+    entries = load_file(file)
+    assert all(torch.equal(entries[name], value) for name, value in before.items())
+    got, plain = read_tensors(file), read_tensors(base)
+    for name, value in outcome.ema.state_dict().items():
+        want = plain[name] + nearest(value - plain[name], 3.0)
+        torch.testing.assert_close(got[name], want, rtol=0, atol=1e-5)
+    again = replace(tuned, base=file, loop=replace(loop, seed=1))
+    assert torch.equal(sft.build(again).head.head.weight, got["head.head.weight"])
+    sft.train(again, tmp_path / "two")
+    later = load_file(tmp_path / "two" / "dit.safetensors")
+    assert all(torch.equal(later[name], value) for name, value in before.items())
+    moved = read_tensors(tmp_path / "two" / "dit.safetensors")
+    assert not all(torch.equal(moved[name], value) for name, value in got.items())
+
+
+def test_what_a_change_cannot_go_with_is_told(config: sft.SftConfig) -> None:
+    for odd in ({"base": None}, {"grid": 3}, {"lora": 4}):
+        with pytest.raises(ValueError, match="change goes with a base"):
+            replace(config, **({"base": Path("x"), "change": 3.0} | odd))
+
+
+def test_clips_from_a_later_number_on(config: sft.SftConfig, tmp_path: Path) -> None:
+    data = replace(config.data, shards=tmp_path / "later", first=6)
+    sft.precompute_part(replace(config, data=data), 1)
+    rows = [load_file(f.file("video", shard))["latents"]
+            for f, shard in ((config.data.folder(), 1), (data.folder(), 0))]  # fmt: skip
+    assert torch.equal(*rows)
+    assert data.folder("heldout").seeds(0).start == 0
 
 
 def test_a_base_without_the_stream_starts_as_plain_wan(

@@ -5,9 +5,9 @@
     folder/text-00003.safetensors    text features, tags
     folder/vlm-00003.safetensors     VLM tokens, their number
 
-Row r of shard i is clip number i * rows + r of a split, which the world makes from its number, so
-columns can be written at different times, by several processes, and one can be renewed when its
-encoder was. Each file appears whole or not at all and says which weights made it.
+Row r of shard i is clip number first + i * rows + r of a split, which the world makes from its
+number, so columns can be written at different times, by several processes, and one can be renewed
+when its encoder was. Each file appears whole or not at all and says which weights made it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class ShardFolder:
     """Where the table lies. `rows` per shard; `split` and `reference` as in `sample_clip`.
 
     height, width, reference_size: px of the clips and of the references.
-    still: one frame of each clip instead of all.
+    still: one frame of each clip instead of all. first: the number of the first clip.
     """
 
     path: Path
@@ -42,13 +42,15 @@ class ShardFolder:
     width: int = 96
     reference_size: int = 64
     still: bool = False
+    first: int = 0
 
     def file(self, column: str, shard: int) -> Path:
         return self.path / f"{column}-{shard:05d}.safetensors"
 
     def seeds(self, shard: int) -> range:
         """Clip numbers of a shard."""
-        return range(shard * self.rows, (shard + 1) * self.rows)
+        start = self.first + shard * self.rows
+        return range(start, start + self.rows)
 
     def clip(self, number: int) -> Clip:
         return sample_clip(

@@ -1,0 +1,139 @@
+"""A change beside a tensor: what goes in comes out, wrong ones are refused, git keeps little."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+import torch
+
+from engine.change import CHANGE, CHANGE_STEP, changed, changes, nearest
+from engine.checkpoint import load_strict, on_grid, read_tensors, tensor_bytes
+from engine.errors import CheckpointError
+from engine.weights import fill, refill
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1.0, 3.5, 6.0])
+@pytest.mark.parametrize("shape", [(1,), (7,), (3, 5), (300, 401)])
+def test_what_is_written_is_read_back(shape, threshold) -> None:
+    torch.manual_seed(0)
+    base, difference = torch.randn(shape), 0.1 * torch.randn(shape)
+    parts = changes("w", difference, threshold)
+    near = nearest(difference, threshold)
+    if not near.any():
+        assert parts == {}
+        return
+    got = changed(base, parts["w" + CHANGE], parts["w" + CHANGE_STEP], "w")
+    torch.testing.assert_close(got, base + near, rtol=0, atol=1e-7)
+    assert torch.equal(got == base, near == 0)
+
+
+def test_gaps_of_any_length() -> None:
+    """One byte passes over up to 126 zeros before a number; what is further needs more bytes."""
+    for gap in (0, 1, 125, 126, 127, 128, 253, 254, 255, 1000):
+        difference = torch.zeros(gap + 3)
+        difference[[gap, gap + 2]] = torch.tensor([1.0, -1.0])
+        parts = changes("w", difference, 0.0)
+        assert len(parts["w" + CHANGE]) == 2 + gap // 127
+        got = changed(torch.zeros(gap + 3), *parts.values(), "w")
+        assert torch.equal(got, difference), gap
+
+
+def test_the_step_makes_the_error_least() -> None:
+    torch.manual_seed(0)
+    difference = torch.randn(5000)
+    near = nearest(difference, 2.0)
+    signs = near.sign()
+
+    def error(step: float) -> float:
+        return float((difference - step * signs).square().sum())
+
+    step = float(near.max())
+    assert set(near.unique().tolist()) == {-step, 0.0, step}
+    assert error(step) < min(error(0.99 * step), error(1.01 * step))
+    assert bool(((difference.abs() > difference.square().mean().sqrt()) == (near != 0)).all())
+
+
+def test_no_difference_is_no_entry() -> None:
+    assert changes("w", torch.zeros(4, 4), 2.0) == {}
+
+
+@pytest.mark.parametrize(
+    ("code", "step", "told"),
+    [
+        (None, torch.ones(1), "one is missing"),
+        (torch.zeros(1, dtype=torch.uint8), None, "one is missing"),
+        (torch.zeros(1), torch.ones(1), "a row of bytes"),
+        (torch.zeros(1, 1, dtype=torch.uint8), torch.ones(1), "a row of bytes"),
+        (torch.zeros(1, dtype=torch.uint8), torch.ones(2), "one step"),
+        (torch.zeros(1, dtype=torch.uint8), torch.zeros(1), "positive number"),
+        (torch.zeros(1, dtype=torch.uint8), torch.tensor([float("inf")]), "positive number"),
+        (torch.tensor([255], dtype=torch.uint8), torch.ones(1), "another size"),
+        (torch.tensor([12], dtype=torch.uint8), torch.ones(1), "another size"),
+        (torch.tensor([254, 0], dtype=torch.uint8), torch.ones(1), "another size"),
+    ],
+)
+def test_a_change_that_does_not_fit_is_refused(code, step, told) -> None:
+    with pytest.raises(CheckpointError, match=f"dit: w: .*{told}"):
+        changed(torch.zeros(2, 3), code, step, "dit: w")
+
+
+def files(tmp_path) -> tuple[torch.nn.Module, dict[str, torch.Tensor], bytes, bytes]:
+    """A layer, what it should become, and the files before and after."""
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(256, 512)
+    old = {k: v for n, x in layer.state_dict().items() for k, v in on_grid(n, x, 3).items()}
+    first = tmp_path / "old.safetensors"
+    first.write_bytes(tensor_bytes(old))
+    base = read_tensors(first)
+    difference = {n: 0.01 * torch.randn_like(x) for n, x in base.items()}
+    new = old | {k: v for n, d in difference.items() for k, v in changes(n, d, 3.5).items()}
+    wanted = {n: base[n] + nearest(d, 3.5) for n, d in difference.items()}
+    return layer, wanted, first.read_bytes(), tensor_bytes(new)
+
+
+def test_every_reader_gives_the_changed_weights(tmp_path) -> None:
+    layer, wanted, _, content = files(tmp_path)
+    path = tmp_path / "new.safetensors"
+    path.write_bytes(content)
+    assert read_tensors(path).keys() == wanted.keys()
+    for read in (load_strict, refill, fill):
+        with torch.no_grad():
+            for parameter in layer.parameters():
+                parameter.zero_()
+        read(layer, path)
+        for name, value in layer.state_dict().items():
+            torch.testing.assert_close(value, wanted[name], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["weight" + CHANGE, "other" + CHANGE, "other" + CHANGE_STEP])
+def test_half_a_change_in_a_file_is_refused(tmp_path, name) -> None:
+    content = {"weight": torch.ones(2, 3), "bias": torch.ones(2)}
+    content[name] = torch.zeros(1, dtype=torch.uint8)
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(tensor_bytes(content))
+    with pytest.raises(CheckpointError, match=f"{name.split('.')[0]}"):
+        fill(torch.nn.Linear(3, 2), path)
+    with pytest.raises(CheckpointError, match=f"{name.split('.')[0]}"):
+        read_tensors(path)
+
+
+def test_git_keeps_the_addition_only(tmp_path) -> None:
+    """What the format is for: the second version costs the history its change, not a model."""
+    _, _, before, after = files(tmp_path)
+
+    def git(*words: str) -> str:
+        own = ["git", "-c", "user.name=t", "-c", "user.email=t@t", "-C", str(tmp_path)]
+        return subprocess.run([*own, *words], check=True, capture_output=True, text=True).stdout
+
+    git("init", "-q")
+    sizes = []
+    for content in (before, after):
+        (tmp_path / "x.safetensors").write_bytes(content)
+        git("add", "x.safetensors")
+        git("commit", "-qm", "weights")
+        git("gc", "-q", "--aggressive")
+        sizes.append(sum(p.stat().st_size for p in (tmp_path / ".git").rglob("*.pack")))
+    change = len(after) - len(before)
+    assert change < 0.15 * len(before)
+    assert sizes[1] - sizes[0] < change + 2_000
