@@ -3,8 +3,10 @@
 `subjects.{1,2,3}.{similarity, upper, lower, reached, worst, swaps, missing, motion, background, …}`
 over held-out identities and prompts; what each figure means is told in `training.evaluate`.
 Progress goes to stderr. `--control truth|exchange|strangers|blank` measures known clips instead of
-a model: what the instruments themselves are worth. `--dit runs/NAME/dit.safetensors --still` is a
-quick look at a training: its transformer among the model's other parts, on single frames.
+a model: what the instruments themselves are worth; with `--strength .5` what the model makes of
+them from half of the way on, which tells where it loses a likeness (0: the codec alone).
+`--dit runs/NAME/dit.safetensors --still` is a quick look at a training: its transformer among the
+model's other parts, on single frames.
 """
 
 from __future__ import annotations
@@ -66,6 +68,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--still", action="store_true", help="single frames, no motion")
     parser.add_argument("--instruments", type=Path, default=None, help="folder (the model's)")
     parser.add_argument("--control", choices=sorted(evaluate.CONTROLS))
+    parser.add_argument("--strength", type=float, help="redraw the control, 0 to 1")
     parser.add_argument("--batch", type=int, default=evaluate.BATCH, help="clips at once (16)")
     parser.add_argument("--workers", type=int, default=1, help="processes, one thread each (1)")
     parser.add_argument("--bf16", action="store_true", help="faster where bf16 is in hardware")
@@ -119,6 +122,8 @@ def measure(asked: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Generates, measures, and adds how long it took and with what."""
     if asked.still and asked.control in ("exchange", "strangers"):
         raise ValueError(f"--control {asked.control}: shows whole clips only, not --still")
+    if asked.strength is not None and (not asked.control or not 0 <= asked.strength <= 1):
+        raise ValueError("--strength: from 0 to 1, of the clips that --control names")
     begun = time.monotonic()
     subjects = [int(n) for n in asked.subjects.split(",")]
     bench = Bench(asked)
@@ -135,6 +140,7 @@ def measure(asked: argparse.Namespace, console: Console) -> dict[str, Any]:
         "cases": asked.cases,
         "seeds": asked.seeds,
         "model": asked.control or str(asked.dit or asked.model),
+        "strength": asked.strength,
         "still": asked.still,
         # Whose figures these are: `training.publish` ships no others'.
         "dit": None if asked.control else sha256(asked.dit or asked.model / "dit.safetensors"),
@@ -180,12 +186,16 @@ def _in_order(done: Sequence[Done], num_subjects: int, seed: int) -> list[Score]
 
 
 def _generator(asked: argparse.Namespace) -> evaluate.Generate:
-    if asked.control:
-        return evaluate.CONTROLS[asked.control]
+    known = evaluate.CONTROLS[asked.control] if asked.control else None
+    if known and asked.strength is None:
+        return known
     engine = Engine.load(asked.model)
     if asked.dit:
         load_strict(engine.dit, asked.dit)
-    return evaluate.from_engine(engine, steps=asked.steps, bf16=asked.bf16)
+    strength = 1.0 if asked.strength is None else asked.strength
+    return evaluate.from_engine(
+        engine, steps=asked.steps, bf16=asked.bf16, begin=known, strength=strength
+    )
 
 
 def _draw(path: Path, bench: Bench, done: Sequence[Done], rows: int = 5) -> None:

@@ -39,9 +39,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from engine import flow
+from engine.edit import entry
 from engine.encodings import stack
 from engine.pipeline import Engine
+from engine.sample import Source
 from engine.spec import Guidance, Reference, Spec
+from engine.vae import to_pixels
 from training import measure
 from training.measure import Floats, Instruments, Score
 from training.world.caption import Caption
@@ -255,10 +258,14 @@ def from_engine(
     steps: int | None = None,
     guidance: Guidance | None = None,
     bf16: bool = False,
+    begin: Generate | None = None,
+    strength: float = 1.0,
 ) -> Generate:
     """Generates with an engine, a batch at once, at the size and length of the clips.
 
     Args:
+        begin, strength: not from noise, but from these clips with noise added, as an edit of that
+            strength does (`engine.edit`); at 0 they only pass through the codec.
         bf16: run the DiT and the VAE under bf16 autocast, several times faster where the machine
             multiplies bf16 in hardware; not the bits that the service gives.
     """
@@ -270,6 +277,11 @@ def from_engine(
         requests = [request(engine, clip, given) for clip in clips]
         spec = requests[0][0]
         encodings = [engine.encode(*asked) for asked in requests]
+        source = None
+        if begin is not None:
+            pixels = to_pixels(torch.from_numpy(begin(clips, seeds)))
+            x0 = torch.cat([engine.encoders.vae.encode(part) for part in pixels.split(4)])
+            source = Source(x0, entry(strength, spec.steps) if strength else spec.steps)
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             latents = engine.sample(
                 stack([full for full, _ in encodings]),
@@ -278,6 +290,7 @@ def from_engine(
                 engine.preset.latent_shape(width, height, frames),
                 flow.schedule(spec.solver, spec.steps, engine.preset.defaults.shift),
                 guidance or spec.guidance,
+                source=source,
             )
             pictures = [engine.decode(part) for part in latents.split(4)]
         return torch.cat(pictures).numpy()

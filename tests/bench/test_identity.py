@@ -122,6 +122,31 @@ def test_exchanged_roles_are_swaps_and_an_empty_stage_misses_all(
     assert (empty["missing"], empty["similarity"]) == (1, 0)
 
 
+@trained
+def test_less_strength_keeps_more_of_the_clips_that_it_begins_with(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["--model", str(SHIPPED), "--cases", "4", "--seeds", "1", "--subjects", "1", "--bf16"]
+    words += ["--steps", "4", "--control"]
+
+    def reached(control: str, strength: str) -> float:
+        told = _last_line(capsys, *words, control, "--strength", strength)
+        assert (told["model"], told["strength"]) == (control, float(strength))
+        return told["subjects"]["1"]["reached"]
+
+    assert 0.8 < reached("truth", "0") < 1.02
+    assert reached("strangers", "0.5") + 0.3 < reached("truth", "0.5")
+
+
+def test_what_a_strength_cannot_go_with_is_told(
+    untrained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--model", str(untrained), "--cases", "2"]
+    for more in (["--strength", "0.5"], ["--control", "truth", "--strength", "1.5"]):
+        assert identity.main(words + more) == 2
+        assert "--strength: from 0 to 1" in capsys.readouterr().err
+
+
 def test_two_processes_give_the_figures_of_one(
     untrained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
