@@ -141,6 +141,7 @@ def measure(asked: argparse.Namespace, console: Console) -> dict[str, Any]:
         "seeds": asked.seeds,
         "model": asked.control or str(asked.dit or asked.model),
         "strength": asked.strength,
+        "redrawn_by": None if asked.strength is None else str(asked.dit or asked.model),
         "still": asked.still,
         # Whose figures these are: `training.publish` ships no others'.
         "dit": None if asked.control else sha256(asked.dit or asked.model / "dit.safetensors"),

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from engine import delta, lora
+from engine.change import CHANGE
 from engine.checkpoint import BESIDE, open_tensors, read_tensors, tensor_bytes
 from engine.errors import CheckpointError
 from engine.folders import DIT, Heed, Manifest, drafting, held, read_manifest, save_folder, verify
@@ -133,7 +134,10 @@ def _changed(weights: dict[str, Tensor], name: str, path: Path) -> dict[str, Ten
 
 def _width(path: Path) -> torch.dtype:
     """The precision in which what was merged loses nothing that its base had."""
-    kinds = {x.dtype for name, x in open_tensors(path).items() if not name.endswith(BESIDE)}
+    entries = open_tensors(path)
+    if any(name.endswith(CHANGE) for name in entries):
+        return torch.float32
+    kinds = {x.dtype for name, x in entries.items() if not name.endswith(BESIDE)}
     return torch.bfloat16 if kinds == {torch.bfloat16} else torch.float32
 
 

@@ -37,7 +37,9 @@ def nearest(difference: Tensor, threshold: float) -> Tensor:
 
 def changes(name: str, difference: Tensor, threshold: float) -> dict[str, Tensor]:
     """The entries beside tensor `name` that add `nearest` of the difference; none where that is 0
-    throughout."""
+    throughout. Raises CheckpointError."""
+    if not bool(difference.isfinite().all()):
+        raise CheckpointError(f"{name}: the difference holds numbers that are not finite")
     near = nearest(difference.detach().float(), threshold).flatten()
     where = near.nonzero()[:, 0]
     if not len(where):
@@ -57,6 +59,9 @@ def changed(value: Tensor, code: Tensor | None, step: Tensor | None, label: str)
         raise CheckpointError(f"{label}: a change is a row of bytes and one step")
     if not 0 < float(step) < float("inf"):
         raise CheckpointError(f"{label}: the step of a change must be a positive number")
+    # Each byte moves on by one number at least: a longer row is not even widened.
+    if code.numel() > value.numel():
+        raise CheckpointError(f"{label}: the change is for a tensor of another size")
     skip = code == _SKIP
     there = torch.where(skip, _FAR, (code >> 1).long() + 1).cumsum(0)[~skip] - 1
     if bool((code > _SKIP).any()) or (len(there) and int(there[-1]) >= value.numel()):

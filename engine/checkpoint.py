@@ -62,12 +62,12 @@ def values(loaded: Mapping[str, Tensor], label: str) -> dict[str, Tensor]:
 
 def tensor_names(there: Collection[str], label: str) -> list[str]:
     """The names in a file that are tensors, and not beside one. Raises CheckpointError."""
-    own = [name for name in there if not name.endswith(BESIDE)]
+    own = {name: None for name in there if not name.endswith(BESIDE)}
     for name in sorted(there):
         for end in BESIDE:
             if name.endswith(end) and name.removesuffix(end) not in own:
                 raise CheckpointError(f"{label}: {name} is the step of no tensor")
-    return own
+    return list(own)
 
 
 def read_value(
@@ -84,12 +84,12 @@ def read_value(
     value = read(name)
     if name + GRID_STEP in there:
         value = off_grid(value, read(name + GRID_STEP), name, label)
-    if not value.is_floating_point():
-        return value
     ends = (CHANGE, CHANGE_STEP)
     code, step = (read(name + end) if name + end in there else None for end in ends)
     if code is None and step is None:
         return value
+    if not value.is_floating_point():
+        raise CheckpointError(f"{label}: {name} is {value.dtype}, which has no change")
     return changed(value, code, step, f"{label}: {name}")
 
 

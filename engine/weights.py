@@ -103,6 +103,7 @@ def refill(module: nn.Module, path: Path) -> None:
     with opened(path) as file:
         there = set(file.keys())
         check_names(own, _shapes(file), path.name)
+        tensor_names(there, path.name)
         for name, parameter in own.items():
             parameter.copy_(read(file, name, path.name, there))
             check_finite(parameter, name, path.name)
@@ -127,6 +128,7 @@ def check_finite(value: Tensor, name: str, label: str) -> None:
 def shapes(path: Path) -> dict[str, Tensor]:
     """The tensors of a file without contents, from its header alone. Raises CheckpointError."""
     with opened(path) as file:
+        tensor_names(set(file.keys()), path.name)
         return _shapes(file)
 
 

@@ -24,13 +24,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load
 from torch import Tensor
 
 from engine import golden
+from engine.change import CHANGE, CHANGE_STEP
 from engine.checkpoint import on_grid, read_tensors, tensor_bytes
 from engine.errors import CheckpointError
 from engine.evaluation import shortfalls
-from engine.folders import MANIFEST, Manifest, read_manifest, save_folder
+from engine.folders import MANIFEST, Manifest, read_manifest, save_folder, verify
+from training.grid import origin
 from training.report import read_log, smooth
 
 # File in the model folder: where its recipe leaves it, below runs/.
@@ -122,24 +126,40 @@ def gather(runs: Path, shipped: Path) -> dict[str, bytes | Path]:
     """The files of the model that stands in `runs`, the transformer in the form that ships; a part
     of which `runs` has no folder is that of `shipped`.
 
-    Raises FileNotFoundError: a run has not exported its file; the message names it.
+    Raises:
+        FileNotFoundError: a run has not exported its file; the message names it.
+        CheckpointError: `shipped` is damaged, or the last stage changed another transformer.
     """
     files: dict[str, bytes | Path] = {}
+    kept: list[str] = []
     for name, run in FILES.items():
         path = runs / run / name
         if not path.parent.exists() and (shipped / name).exists():
             path = shipped / name
+            kept.append(name)
         if not path.exists():
             raise FileNotFoundError(f"{path} is missing: the recipe of {run} has not exported it")
         files[name] = path
-    if (runs / MORE).exists():
-        return files | {"dit.safetensors": (runs / MORE).read_bytes()}
-    if not (runs / DIT).exists():
-        return files | {"dit.safetensors": (shipped / "dit.safetensors").read_bytes()}
-    dit: dict[str, Tensor] = {}
-    for name, tensor in read_tensors(runs / DIT).items():
-        dit |= on_grid(name, tensor, GRID)
-    return files | {"dit.safetensors": tensor_bytes(dit)}
+    if kept and verify(shipped):  # what somebody has damaged must not get a new digest
+        files |= {name: (shipped / name).read_bytes() for name in kept}
+    if "dit.safetensors" not in kept:
+        dit: dict[str, Tensor] = {}
+        for name, tensor in read_tensors(runs / DIT).items():
+            dit |= on_grid(name, tensor, GRID)
+        files["dit.safetensors"] = tensor_bytes(dit)
+    if not (runs / MORE).parent.exists():
+        return files
+    if not (runs / MORE).exists():
+        raise FileNotFoundError(f"{runs / MORE} is missing: its recipe has not exported it")
+    own, whole = origin(runs / MORE)[0], files["dit.safetensors"]
+    assert isinstance(whole, bytes)
+    before = {n: x for n, x in load(whole).items() if not n.endswith((CHANGE, CHANGE_STEP))}
+    if own.keys() != before.keys() or not all(torch.equal(own[n], x) for n, x in before.items()):
+        raise CheckpointError(
+            f"{runs / MORE} changes another transformer than the one that would ship: train it"
+            " again, or move it away"
+        )
+    return files | {"dit.safetensors": (runs / MORE).read_bytes()}
 
 
 def publish(

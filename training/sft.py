@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from engine import checkpoint, flow, upstream
@@ -189,6 +190,8 @@ def build(config: SftConfig) -> WanDiT:
     dit = WanDiT(config.preset.dit)
     if config.base is not None:
         load_start(dit, config.base)
+    if config.sparse is not None:  # a change is to a whole model; else the decay would find out
+        checkpoint.check_names(dict(dit.named_parameters()), origin(config.sparse[0])[1], "base")
     if config.lora:
         lora.add(dit, config.lora)
     return dit
@@ -244,7 +247,8 @@ def shipped_form(config: SftConfig) -> Around | None:
     """What the loop puts around its updates while the rate decays: the form that will ship."""
     if config.sparse is not None:
         base, threshold = config.sparse
-        return partial(near, base=origin(base)[1], threshold=threshold)
+        tensors = {n: x.to(config.loop.device) for n, x in origin(base)[1].items()}
+        return partial(near, base=tensors, threshold=threshold)
     return partial(rounded, steps=config.grid) if config.grid else None
 
 
@@ -270,10 +274,11 @@ def export(ema: nn.Module, folder: Path, adapters: bool, change: Change | None =
     tensors = {name: dist.whole(tensor) for name, tensor in ema.state_dict().items()}
     if not dist.current().is_first:
         return
-    if change is not None:
-        tensors = with_changes(*change, tensors)
     temporary = folder / ".dit.safetensors.tmp"
-    temporary.write_bytes(checkpoint.tensor_bytes(tensors))
+    if change is None:
+        temporary.write_bytes(checkpoint.tensor_bytes(tensors))
+    else:  # each entry in the precision that it has in the base's file
+        temporary.write_bytes(save(with_changes(*change, tensors)))
     temporary.replace(folder / "dit.safetensors")
 
 

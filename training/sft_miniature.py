@@ -3,7 +3,7 @@
     miniature_sft_small   clips of half the size    what the words say: places, motions, light
     miniature_sft_still   single frames, full size  who is who: the references, in their roles
     miniature_sft         clips at full size        both, in motion
-    miniature_sft_more    clips not seen so far     faces, as a small change to what ships
+    miniature_sft_more    clips not seen in motion  faces, as a small change to what ships
     miniature_lora        adapters on the result
 """
 
@@ -146,11 +146,11 @@ def miniature_small() -> SftConfig:
 
 
 def miniature_more() -> SftConfig:
-    """On from the shipped transformer, on clips that it has not seen, to be shipped as a change of
-    a fifteenth of its numbers (`engine.change`): half a megabyte of history for each version.
+    """On from the shipped transformer, on clips that it has not seen in motion, to be shipped as a
+    change of some fifteenth of its numbers (`engine.change`): half a megabyte for each version.
 
-    Times lean less to noise than before: begun with the truth at t = .44, the weights before lost
-    half as much of a likeness on the rest of the way as they lose in all (docs/training.md)."""
+    Times lean less to noise than before: most of a likeness is lost below t = .75
+    (docs/training.md)."""
     config = miniature()
     loop = replace(
         config.loop,

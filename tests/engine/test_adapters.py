@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save
 
 from engine import adapters
+from engine.change import changes
 from engine.checkpoint import on_grid, read_tensors, tensor_bytes
 from engine.errors import CheckpointError
 from engine.folders import Manifest, save_folder, verify
@@ -45,6 +46,20 @@ def loras(base: Path) -> tuple[bytes, torch.Tensor]:
     path = f"diffusion_model.{PARTS[0].removesuffix('.weight')}"
     content = save({f"{path}.lora_A.weight": down, f"{path}.lora_B.weight": up})
     return content, up @ down
+
+
+def test_a_changed_base_loses_nothing_when_merged(tmp_path: Path) -> None:
+    """Its sums are finer than the bf16 of its entries."""
+    entries = weights()
+    entries |= changes(PARTS[0], 0.001 * weights(1)[PARTS[0]], 2.0)
+    files = {"dit.safetensors": tensor_bytes(entries), "vae.safetensors": save({})}
+    base = tmp_path / "base"
+    save_folder(base, Manifest("miniature"), files)
+    own = read_tensors(base / "dit.safetensors")
+    stream = adapter(base, "stream.safetensors", save({PARTS[2]: own[PARTS[2]]}))
+    adapters.merge(base, stream, tmp_path / "merged")
+    found = read_tensors(tmp_path / "merged" / "dit.safetensors")
+    assert all(torch.equal(found[name], value) for name, value in own.items())
 
 
 def test_a_delta_gives_one_model(base: Path, tmp_path: Path) -> None:

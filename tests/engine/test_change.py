@@ -10,7 +10,7 @@ import torch
 from engine.change import CHANGE, CHANGE_STEP, changed, changes, nearest
 from engine.checkpoint import load_strict, on_grid, read_tensors, tensor_bytes
 from engine.errors import CheckpointError
-from engine.weights import fill, refill
+from engine.weights import fill, refill, shapes
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1.0, 3.5, 6.0])
@@ -71,6 +71,7 @@ def test_no_difference_is_no_entry() -> None:
         (torch.tensor([255], dtype=torch.uint8), torch.ones(1), "another size"),
         (torch.tensor([12], dtype=torch.uint8), torch.ones(1), "another size"),
         (torch.tensor([254, 0], dtype=torch.uint8), torch.ones(1), "another size"),
+        (torch.full((7,), 254, dtype=torch.uint8), torch.ones(1), "another size"),
     ],
 )
 def test_a_change_that_does_not_fit_is_refused(code, step, told) -> None:
@@ -116,6 +117,30 @@ def test_half_a_change_in_a_file_is_refused(tmp_path, name) -> None:
         fill(torch.nn.Linear(3, 2), path)
     with pytest.raises(CheckpointError, match=f"{name.split('.')[0]}"):
         read_tensors(path)
+
+
+@pytest.mark.parametrize("read", [fill, refill])
+def test_a_change_of_no_tensor_is_refused_by_whoever_loads_or_swaps(tmp_path, read) -> None:
+    content = {"weight": torch.ones(2, 3), "bias": torch.ones(2)}
+    content |= changes("other", torch.ones(4), 0.0)
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(tensor_bytes(content))
+    for call in (lambda: read(torch.nn.Linear(3, 2), path), lambda: shapes(path)):
+        with pytest.raises(CheckpointError, match="other.change.* is the step of no tensor"):
+            call()
+
+
+def test_whole_numbers_have_no_change(tmp_path) -> None:
+    content = {"count": torch.ones(4, dtype=torch.int32), **changes("count", torch.ones(4), 0.0)}
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(tensor_bytes(content))
+    with pytest.raises(CheckpointError, match="count is torch.int32, which has no change"):
+        read_tensors(path)
+
+
+def test_a_lost_run_leaves_no_change() -> None:
+    with pytest.raises(CheckpointError, match="w: the difference holds numbers"):
+        changes("w", torch.tensor([1.0, float("nan")]), 1.0)
 
 
 def test_git_keeps_the_addition_only(tmp_path) -> None:

@@ -35,9 +35,11 @@ def runs(tmp_path: Path) -> Path:
     return root
 
 
-def evaluation(runs: Path, reached: float = 0.7) -> dict[str, object]:
+def evaluation(
+    runs: Path, reached: float = 0.7, shipped: Path = SHIPPED
+) -> dict[str, object]:
     """Of what would ship: how far it keeps one subject."""
-    sha256 = hashlib.sha256(gather(runs, SHIPPED)["dit.safetensors"]).hexdigest()
+    sha256 = hashlib.sha256(gather(runs, shipped)["dit.safetensors"]).hexdigest()
     row = {"reached": reached, "reached_se": 0.01}
     return {"dit": sha256, "subjects": {"1": row}}
 
@@ -83,7 +85,7 @@ def test_a_part_without_a_run_is_the_shipped_one(runs: Path, tmp_path: Path):
     (runs / MORE).write_bytes(tensor_bytes(more))
     row = '{"step": 5, "loss": 1, "steps_per_s": 0.5}\n'
     (runs / MORE).with_name("log.jsonl").write_text(row)
-    told = evaluation(runs, 0.8)
+    told = evaluation(runs, 0.8, target)
     after = publish(runs, target, told)
     unchanged = [name for name in FILES if before.files[name] == after.files[name]]
     assert sorted(unchanged) == sorted(FILES.keys() - {"dit.safetensors"})
@@ -95,10 +97,37 @@ def test_a_part_without_a_run_is_the_shipped_one(runs: Path, tmp_path: Path):
 
 def test_a_part_that_has_no_change_inherits_none(runs: Path, tmp_path: Path):
     target = tmp_path / "model"
+    published(runs, target)
     shutil.copytree(runs / "miniature_sft", runs / "miniature_sft_more")
+    shutil.copy(target / "dit.safetensors", runs / MORE)
     assert "dit_more" in published(runs, target).lineage
     shutil.rmtree(runs / "miniature_sft_more")
     assert "dit_more" not in published(runs, target).lineage
+
+
+def test_the_change_of_another_transformer_is_refused(runs: Path, tmp_path: Path):
+    """The last stage was run, then the one before it again: whose weights are these?"""
+    target = tmp_path / "model"
+    published(runs, target)
+    (runs / MORE).parent.mkdir()
+    entries = load_file(target / "dit.safetensors")
+    (runs / MORE).write_bytes(tensor_bytes(entries | changes("w", torch.randn(64, 48), 3.5)))
+    gather(runs, target)
+    save_file({"w": torch.randn(64, 48), "b": torch.randn(7)}, runs / DIT)
+    with pytest.raises(CheckpointError, match="changes another transformer"):
+        gather(runs, target)
+    (runs / MORE).unlink()
+    with pytest.raises(FileNotFoundError, match="miniature_sft_more.*has not exported"):
+        gather(runs, target)
+
+
+def test_a_damaged_part_gets_no_new_digest(runs: Path, tmp_path: Path):
+    target = tmp_path / "model"
+    published(runs, target)
+    shutil.rmtree(runs / "identity")
+    (target / "oracle.safetensors").write_bytes(b"garbage")
+    with pytest.raises(CheckpointError, match="oracle"):
+        gather(runs, target)
 
 
 def test_nothing_new_is_what_shipped_to_the_byte(runs: Path, tmp_path: Path):

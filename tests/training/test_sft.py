@@ -100,6 +100,15 @@ def test_a_change_ships_with_the_bytes_of_its_base(config: sft.SftConfig, tmp_pa
     for name, value in outcome.ema.state_dict().items():
         want = plain[name] + nearest(value - plain[name], 3.0)
         torch.testing.assert_close(got[name], want, rtol=0, atol=1e-5)
+    around = sft.shipped_form(tuned)
+    assert around is not None
+    with around(outcome.model):
+        seen = {n: p.detach().clone() for n, p in outcome.model.named_parameters()}
+    exact = dict(outcome.model.named_parameters())
+    assert any(not torch.equal(seen[name], exact[name]) for name in seen)
+    for name, value in exact.items():
+        want = plain[name] + nearest(value.detach() - plain[name], 3.0)
+        torch.testing.assert_close(seen[name], want, rtol=0, atol=1e-5)
     again = replace(tuned, base=file, loop=replace(loop, seed=1))
     assert torch.equal(sft.build(again).head.head.weight, got["head.head.weight"])
     sft.train(again, tmp_path / "two")
@@ -107,6 +116,25 @@ def test_a_change_ships_with_the_bytes_of_its_base(config: sft.SftConfig, tmp_pa
     assert all(torch.equal(later[name], value) for name, value in before.items())
     moved = read_tensors(tmp_path / "two" / "dit.safetensors")
     assert not all(torch.equal(moved[name], value) for name, value in got.items())
+
+
+def test_a_change_keeps_the_precision_of_its_base(config: sft.SftConfig, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    base = tmp_path / "base.safetensors"
+    save_file(WanDiT(config.preset.dit).state_dict(), base)  # fp32, not what bf16 can tell
+    tuned = replace(config, base=base, change=3.0, loop=replace(LOOP, steps=1))
+    sft.train(tuned, tmp_path / "run")
+    entries = load_file(tmp_path / "run" / "dit.safetensors")
+    assert all(torch.equal(entries[name], value) for name, value in load_file(base).items())
+
+
+def test_a_change_to_half_a_model_is_refused_before_it_trains(
+    config: sft.SftConfig, tmp_path: Path
+) -> None:
+    base = tmp_path / "base.safetensors"
+    save_file(WanDiT(replace(config.preset.dit, subject_layers=0)).state_dict(), base)
+    with pytest.raises(CheckpointError, match="base lacks"):
+        sft.build(replace(config, base=base, change=3.0))
 
 
 def test_what_a_change_cannot_go_with_is_told(config: sft.SftConfig) -> None:
