@@ -13,6 +13,8 @@ travel without their base.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -49,6 +51,11 @@ def changes(name: str, difference: Tensor, threshold: float) -> dict[str, Tensor
     code = torch.full((int(skips.sum()) + len(where),), _SKIP, dtype=torch.uint8)
     code[(skips + 1).cumsum(0) - 1] = (before % _FAR * 2 + (near[where] < 0)).to(torch.uint8)
     return {name + CHANGE: code, name + CHANGE_STEP: near.abs().max().view(1)}
+
+
+def without_changes(entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The entries of a file as it was before its first change."""
+    return {n: x for n, x in entries.items() if not n.endswith((CHANGE, CHANGE_STEP))}
 
 
 def changed(value: Tensor, code: Tensor | None, step: Tensor | None, label: str) -> Tensor:

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from engine.change import CHANGE, CHANGE_STEP, changes, nearest
+from engine.change import changes, nearest, without_changes
 from engine.checkpoint import grid_step, open_tensors, values
 
 
@@ -56,8 +56,7 @@ def origin(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
     Raises CheckpointError.
     """
-    entries = open_tensors(path)
-    before = {n: x for n, x in entries.items() if not n.endswith((CHANGE, CHANGE_STEP))}
+    before = without_changes(open_tensors(path))
     return before, values(before, path.name)
 
 

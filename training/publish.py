@@ -29,12 +29,11 @@ from safetensors.torch import load
 from torch import Tensor
 
 from engine import golden
-from engine.change import CHANGE, CHANGE_STEP
-from engine.checkpoint import on_grid, read_tensors, tensor_bytes
+from engine.change import without_changes
+from engine.checkpoint import on_grid, open_tensors, read_tensors, tensor_bytes
 from engine.errors import CheckpointError
 from engine.evaluation import shortfalls
 from engine.folders import MANIFEST, Manifest, read_manifest, save_folder, verify
-from training.grid import origin
 from training.report import read_log, smooth
 
 # File in the model folder: where its recipe leaves it, below runs/.
@@ -140,7 +139,8 @@ def gather(runs: Path, shipped: Path) -> dict[str, bytes | Path]:
         if not path.exists():
             raise FileNotFoundError(f"{path} is missing: the recipe of {run} has not exported it")
         files[name] = path
-    if kept and verify(shipped):  # what somebody has damaged must not get a new digest
+    if kept:
+        verify(shipped)  # what somebody has damaged must not get a new digest
         files |= {name: (shipped / name).read_bytes() for name in kept}
     if "dit.safetensors" not in kept:
         dit: dict[str, Tensor] = {}
@@ -151,9 +151,9 @@ def gather(runs: Path, shipped: Path) -> dict[str, bytes | Path]:
         return files
     if not (runs / MORE).exists():
         raise FileNotFoundError(f"{runs / MORE} is missing: its recipe has not exported it")
-    own, whole = origin(runs / MORE)[0], files["dit.safetensors"]
+    whole = files["dit.safetensors"]
     assert isinstance(whole, bytes)
-    before = {n: x for n, x in load(whole).items() if not n.endswith((CHANGE, CHANGE_STEP))}
+    own, before = (without_changes(x) for x in (open_tensors(runs / MORE), load(whole)))
     if own.keys() != before.keys() or not all(torch.equal(own[n], x) for n, x in before.items()):
         raise CheckpointError(
             f"{runs / MORE} changes another transformer than the one that would ship: train it"
