@@ -96,7 +96,10 @@ def test_cancel_stops_at_the_next_step(place: Station, monkeypatch: pytest.Monke
     at_step(place, monkeypatch, lambda: ledger.cancel("local/v"))
     assert answer(place) == "cancel"
     job = ledger.read("local/v")
-    assert (job.state, job.text("error_code"), job.number("step")) == ("failed", "cancelled", 2)
+    assert (job.state, job.text("error_code")) == ("failed", "cancelled")
+    assert place.engine.steps_made == 3  # type: ignore[union-attr]
+    # Progress is told by a thread that may be behind when the word comes.
+    assert job.number("step") <= 2
     assert files(place) == {"in"}
 
 
