@@ -206,7 +206,12 @@ class WanDiT(nn.Module):
             self.subject_blocks = nn.ModuleList(SubjectBlock(config) for _ in layers)
 
     def forward(
-        self, x_BCFHW: Tensor, t_B: Tensor, text: Text, subjects: Subjects = None
+        self,
+        x_BCFHW: Tensor,
+        t_B: Tensor,
+        text: Text,
+        subjects: Subjects = None,
+        kept_BK: Tensor | None = None,
     ) -> Tensor:
         """The velocity at x_t, [B, C, F, H, W] fp32.
 
@@ -215,10 +220,11 @@ class WanDiT(nn.Module):
             text: text_BTM, zero-padded to `text_len` (the pads are attended to, as in Wan), or KV.
                 Where x has n times its rows, each condition serves n successive rows of x.
             subjects: None is plain Wan.
+            kept_BK: see `denoise`.
         """
         condition = self.condition(text, subjects)
         times = len(x_BCFHW) // len(condition.text[0].k_BKND)
-        return self.denoise(x_BCFHW, t_B, condition.repeated(times))
+        return self.denoise(x_BCFHW, t_B, condition.repeated(times), kept_BK)
 
     def condition(self, text: Text, subjects: Subjects = None) -> Condition:
         """All that does not change from step to step, computed once."""
@@ -286,8 +292,18 @@ class WanDiT(nn.Module):
             layers.append(KV(k, v, mask_BK))
         return SubjectKV(tuple(layers), present_B)
 
-    def denoise(self, x_BCFHW: Tensor, t_B: Tensor, condition: Condition) -> Tensor:
-        """The velocity at x_t, given what `condition` computed."""
+    def denoise(
+        self,
+        x_BCFHW: Tensor,
+        t_B: Tensor,
+        condition: Condition,
+        kept_BK: Tensor | None = None,
+    ) -> Tensor:
+        """The velocity at x_t, given what `condition` computed.
+
+        kept_BK: numbers of the video tokens that are computed, in training; the others are seen by
+            none, and their velocity is 0. None: all.
+        """
         e_BM, e_B6M = self._time(t_B)
         num_frames = x_BCFHW.shape[2] // self.config.patch[0]
         if condition.tail_BCFHW is not None:
@@ -297,6 +313,7 @@ class WanDiT(nn.Module):
         # Every later sum keeps these strides: channels last, or each norm would copy first.
         x_BLM = x.flatten(2).transpose(1, 2).float().contiguous()
         num_video = math.prod(grid)
+        x_BLM, rope = self._keep(x_BLM, rope, kept_BK, condition)
         if isinstance(condition.subjects, SubjectInputs):
             timed = self.subject_stream(*condition.subjects, e_BM=e_BM)
             condition = self._joined(condition._replace(subjects=timed))
@@ -317,7 +334,31 @@ class WanDiT(nn.Module):
         if self.split is not None:
             y_BLM = self.split.whole(self.head(x_BLM, e_BM), len(rope[0]))
             return self._unpatch(y_BLM[:, :num_video], grid)
-        return self._unpatch(self.head(x_BLM[:, :num_video], e_BM), grid)
+        y_BLM = self.head(x_BLM[:, :num_video], e_BM)
+        if kept_BK is not None:
+            all_BLM = y_BLM.new_zeros(len(y_BLM), num_video, y_BLM.shape[2])
+            y_BLM = all_BLM.scatter(1, _wide(kept_BK, y_BLM), y_BLM)
+        return self._unpatch(y_BLM, grid)
+
+    def _keep(
+        self,
+        x_BLM: Tensor,
+        rope: tuple[Tensor, Tensor],
+        kept_BK: Tensor | None,
+        condition: Condition,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """These tokens of each row, and their own angles; None: all.
+
+        Raises:
+            ValueError: the model lays other tokens beside the video's, or shares them out.
+        """
+        if kept_BK is None:
+            return x_BLM, rope
+        beside = self.config.layout == "concat" or condition.tail_BCFHW is not None
+        if beside or condition.context is not None or self.split is not None:
+            raise ValueError("kept_BK goes with a model whose sequence is the video alone")
+        cos, sin = rope
+        return x_BLM.gather(1, _wide(kept_BK, x_BLM)), (cos[kept_BK], sin[kept_BK])
 
     def hints(
         self,
@@ -412,6 +453,11 @@ def projected(
         KV(block.cross_attn.key(context_BTM), block.cross_attn.value(context_BTM), mask_BT)
         for block in cast(list[Block], blocks)
     )
+
+
+def _wide(kept_BK: Tensor, x_BLM: Tensor) -> Tensor:
+    """An index of whole tokens of x: [B, K, M]."""
+    return kept_BK[:, :, None].expand(-1, -1, x_BLM.shape[2])
 
 
 def _each(part: Any, change: Callable[[Tensor], Tensor]) -> Any:

@@ -168,10 +168,11 @@ class Rope(nn.Module):
 def rotate(x_BLND: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     """Turns each pair (x[2i], x[2i + 1]) by its position's angle, in fp32.
 
-    As a product of complex numbers it is one pass over memory instead of seven, to the same bits;
-    compilers, which know no complex numbers, fuse the other form themselves.
+    The rope is [L, D / 2], or [B, L, D / 2] where each row has tokens of its own. As a product of
+    complex numbers it is one pass over memory instead of seven, to the same bits; compilers, which
+    know no complex numbers, fuse the other form themselves.
     """
-    cos, sin = (turn[None, :, None, :] for turn in rope)
+    cos, sin = (turn[..., None, :] for turn in rope)
     if not torch.compiler.is_compiling():
         pairs = torch.view_as_complex(x_BLND.float().unflatten(-1, (-1, 2)))
         return torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2)

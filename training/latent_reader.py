@@ -97,9 +97,8 @@ def identity_loss(
     subject_mask_BS: Tensor,
     factor: int,
 ) -> Tensor:
-    """How differently the reader sees the subjects of two clips: [B] nats, mean over subjects.
-
-    One latent frame of each clip is looked at, drawn from torch's global generator.
+    """How differently the reader sees the subjects of two clips: [B] nats, mean over subjects and
+    latent frames.
 
     Args:
         clean_BCFHW: the clip that the velocity points at, x_t - t v; gradients flow into it.
@@ -107,19 +106,18 @@ def identity_loss(
         subject_mask_BS: subjects that the generator was shown; a clip without any gets 0.
         factor: px per latent cell.
     """
-    num_clips, _, num_frames, _, _ = x0_BCFHW.shape
-    frame_B = torch.randint(num_frames, (num_clips,)).to(x0_BCFHW.device)
+    num_frames = x0_BCFHW.shape[2]
     boxes_BSFX = latent_boxes(boxes_BSTX, num_frames)
-    clip_N, subject_N = subject_mask_BS.nonzero(as_tuple=True)
-    loss_B = x0_BCFHW.new_zeros(num_clips)
+    shown_BSF = subject_mask_BS[:, :, None].expand(-1, -1, num_frames)
+    clip_N, subject_N, frame_N = shown_BSF.nonzero(as_tuple=True)
+    loss_B = x0_BCFHW.new_zeros(len(x0_BCFHW))
     if not len(clip_N):
         return loss_B
-    frame_N = frame_B[clip_N]
     where_N3 = cells(boxes_BSFX[clip_N, subject_N, frame_N], factor)
     seen_NV = reader(cut(clean_BCFHW[clip_N, :, frame_N], where_N3, CROP))
     with torch.no_grad():
         true_NV = reader(cut(x0_BCFHW[clip_N, :, frame_N], where_N3, CROP))
-    share_N = 1 / subject_mask_BS.sum(1)[clip_N]
+    share_N = 1 / shown_BSF.sum((1, 2))[clip_N]
     return loss_B.index_add(0, clip_N, divergence(true_NV, seen_NV) * share_N)
 
 

@@ -9,7 +9,8 @@ Legend: B batch, C channels, F H W latents, S subjects, T frames or text tokens,
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -80,6 +81,8 @@ class SftConfig:
     change: threshold of the sparse change to `base` as which the weights will ship; while the rate
     decays they are rounded to it (`engine.change`). 0: they ship whole.
     draws: times and noises for each clip of a batch, which share its conditions' K and V.
+    kept: share of the video's tokens that an update computes, subjects' first; while the rate
+    decays all are (`losses.kept_tokens`).
     base: weights to start from, with the identity stream or without; None for fresh ones.
     use_vlm_tokens: False trains without them though the model could read them (they may come
     later). lora: rank of adapters, 0: all weights.
@@ -101,6 +104,7 @@ class SftConfig:
     change: float = 0.0
     shift: float = 1.0
     draws: int = 1
+    kept: float = 1.0
     base: Path | None = None
     use_vlm_tokens: bool = True
     lora: int = 0
@@ -118,6 +122,8 @@ class SftConfig:
             raise ValueError("grid goes with all weights, whole in each process: no lora or fsdp")
         if self.change and (self.grid or self.lora or self.fsdp or self.base is None):
             raise ValueError("change goes with a base, and without grid, lora or fsdp")
+        if not 0 < self.kept <= 1:
+            raise ValueError(f"kept is a share of the tokens, in (0, 1], not {self.kept}")
         if self.identity_gain and self.reader is None:
             raise ValueError("identity_gain needs a reader: the file of a latent reader")
 
@@ -150,9 +156,10 @@ def velocity_loss(
     batch: Batch,
     config: SftConfig,
     reader: LatentReader | None = None,
+    share: float = 1.0,
 ) -> dict[str, Tensor]:
     """Rectified-flow loss of one batch with dropped conditions and weighted regions, and with a
-    reader its identity loss."""
+    reader its identity loss. share: of the tokens that are computed; the others count as right."""
     factor = config.preset.vae.spatial_factor
     grid = (batch.x0_BCFHW.shape[2], batch.x0_BCFHW.shape[3], batch.x0_BCFHW.shape[4])
     weight_BFHW = losses.region_weight(
@@ -163,8 +170,15 @@ def velocity_loss(
     x0_BCFHW = batch.x0_BCFHW.repeat_interleave(config.draws, dim=0)
     x_BCFHW, t_B, target_BCFHW = losses.noised(x0_BCFHW, config.shift)
     subjects = subject_inputs(batch) if config.preset.dit.subject_layers else None
-    v_BCFHW = velocity(x_BCFHW, t_B, batch.text_BTM, subjects)
     weight_BFHW = weight_BFHW.repeat_interleave(config.draws, dim=0)
+    if share < 1:
+        kept_BK = losses.kept_tokens(weight_BFHW, config.preset.dit.patch, share)
+        seen_BFHW = losses.kept_cells(kept_BK, grid, config.preset.dit.patch)
+        v_BCFHW = velocity(x_BCFHW, t_B, batch.text_BTM, subjects, kept_BK)
+        v_BCFHW = torch.where(seen_BFHW[:, None], v_BCFHW, target_BCFHW.to(v_BCFHW.dtype))
+        weight_BFHW = weight_BFHW * seen_BFHW
+    else:
+        v_BCFHW = velocity(x_BCFHW, t_B, batch.text_BTM, subjects)
     loss_B = losses.flow_matching(v_BCFHW, target_BCFHW, weight_BFHW)
     told = losses.by_time(loss_B.detach(), t_B)
     if reader is not None:
@@ -224,8 +238,10 @@ def train(config: SftConfig, folder: Path | None = None) -> Outcome:
     if config.identity_gain and config.reader is not None:
         reader = load_reader(config.reader, config.preset.dit.latent_dim).to(config.loop.device)
 
+    kept = Kept(config.kept)
+
     def loss_fn(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        return velocity_loss(model, batch, config, reader)
+        return velocity_loss(model, batch, config, reader, kept.share)
 
     group = dist.current()
     sheet = Sheet(config) if config.loop.sheet_every and group.is_first else None
@@ -239,8 +255,31 @@ def train(config: SftConfig, folder: Path | None = None) -> Outcome:
         export_fn=partial(export, adapters=config.lora > 0, change=config.sparse),
         folder=folder,
         shard=shard,
-        around=shipped_form(config),
+        around=kept.all_while(shipped_form(config)),
     )
+
+
+@dataclass
+class Kept:
+    """The share of the tokens that is computed: all of them in the decay, as when it serves."""
+
+    share: float
+
+    def all_while(self, form: Around | None) -> Around | None:
+        """`form`, with all tokens kept inside it."""
+        if self.share == 1:
+            return form
+
+        @contextmanager
+        def around(model: nn.Module) -> Iterator[None]:
+            share, self.share = self.share, 1.0
+            try:
+                with form(model) if form is not None else nullcontext():
+                    yield
+            finally:
+                self.share = share
+
+        return around
 
 
 def shipped_form(config: SftConfig) -> Around | None:

@@ -208,3 +208,32 @@ def test_one_condition_serves_several_noises(layout, stream_time):
         one = SubjectInputs(*(None if part is None else part[clip] for part in subjects))
         alone = model(x[row : row + 1], t[row : row + 1], given["text"][clip], one)
         torch.testing.assert_close(grouped[row : row + 1], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_tokens_that_are_not_kept_are_seen_by_none():
+    """What is kept of the first frame is a video of one frame; of both rows, other tokens."""
+    model, given = random_dit(), random_inputs(batch=2)
+    x, t, text, subjects = (given[name] for name in ("x", "t", "text", "subjects"))
+    whole = model(x, t, text, subjects)
+    every = torch.arange(18).expand(2, 18)
+    assert torch.equal(model(x, t, text, subjects, every), whole)
+    first = model(x, t, text, subjects, every[:, :6])
+    alone = model(x[:, :, :1], t, text, subjects)
+    torch.testing.assert_close(first[:, :, :1], alone, rtol=1e-5, atol=1e-5)
+    assert not first[:, :, 1:].any()
+    kept = torch.tensor([[0, 4, 11], [2, 7, 17]])
+    both = model(x, t, text, subjects, kept)
+    for row in range(2):
+        one = SubjectInputs(*(None if p is None else p[row : row + 1] for p in subjects))
+        at = slice(row, row + 1)
+        torch.testing.assert_close(
+            both[at], model(x[at], t[at], text[at], one, kept[at]), rtol=1e-4, atol=1e-4
+        )
+    assert not torch.allclose(both[both != 0], whole[both != 0], atol=1e-3)
+
+
+def test_tokens_are_kept_of_a_video_alone():
+    given = random_inputs()
+    model = random_dit(replace(TOY, layout="concat"))
+    with pytest.raises(ValueError, match="the video alone"):
+        model(given["x"], given["t"], given["text"], given["subjects"], torch.zeros(1, 1).long())

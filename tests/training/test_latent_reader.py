@@ -93,6 +93,20 @@ def test_subjects_of_a_clip_share_its_loss(reader: LatentReader) -> None:
     torch.testing.assert_close(both, (one[0] + one[1]) / 2)
 
 
+def test_frames_of_a_clip_share_its_loss(reader: LatentReader) -> None:
+    """Each at the place where its subject is then."""
+    torch.manual_seed(0)
+    x0, clean = torch.randn(2, 1, 16, 2, 16, 24)
+    boxes = torch.tensor([[8.0, 8.0, 32.0, 40.0], [56.0, 16.0, 84.0, 48.0]])[None, None]
+    shown = torch.tensor([[True]])
+    each = [
+        identity_loss(reader, clean[:, :, [f]], x0[:, :, [f]], boxes[:, :, [f]], shown, 4)
+        for f in range(2)
+    ]
+    both = identity_loss(reader, clean, x0, boxes, shown, 4)
+    torch.testing.assert_close(both, (each[0] + each[1]) / 2)
+
+
 @pytest.fixture(scope="module")
 def folders(
     tmp_path_factory: pytest.TempPathFactory, encoder_folder: Path, small_preset: Preset

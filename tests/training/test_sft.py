@@ -15,7 +15,7 @@ from engine.checkpoint import read_tensors
 from engine.dit import WanDiT
 from engine.errors import CheckpointError
 from engine.presets import Preset
-from training import dist, sft
+from training import dist, losses, sft
 from training.data.loader import Loader
 from training.data.shards import Table
 from training.loop import LoopConfig
@@ -286,7 +286,11 @@ def test_identity_loss_is_added_and_told(config: sft.SftConfig, tmp_path: Path) 
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"identity_gain": 0.1}, "needs a reader"), ({"grid": 3, "lora": 2}, "no lora")],
+    [
+        ({"identity_gain": 0.1}, "needs a reader"),
+        ({"grid": 3, "lora": 2}, "no lora"),
+        ({"kept": 0.0}, "share of the tokens"),
+    ],
 )
 def test_what_does_not_go_together_is_refused(
     config: sft.SftConfig, change: dict[str, float], message: str
@@ -303,3 +307,37 @@ def test_weights_are_rounded_while_the_rate_decays(config: sft.SftConfig, tmp_pa
         results.append(read_log(tmp_path / str(grid) / "log.jsonl")[0])
     # The head starts at zero, so the first loss is the same; its gradient is not.
     assert results[0]["grad_norm"] != results[1]["grad_norm"]
+
+
+def test_tokens_that_are_left_out_count_as_right(config: sft.SftConfig) -> None:
+    """With half of the tokens the loss is the mean error of just those."""
+    batch = Loader(Table(config.data.folder()), 2, config.data.plan).batch(0)
+    asked: list[torch.Tensor] = []
+
+    def velocity(
+        x: torch.Tensor, t: torch.Tensor, text: torch.Tensor, subjects: object, kept: torch.Tensor
+    ) -> torch.Tensor:
+        asked.append(kept)
+        cells = losses.kept_cells(kept, (x.shape[2], x.shape[3], x.shape[4]), (1, 2, 2))
+        return torch.where(cells[:, None], 1.0, 1e6).expand_as(x)
+
+    torch.manual_seed(0)
+    loss = sft.velocity_loss(velocity, batch, replace(config, region_gain=1.0), share=0.5)["loss"]
+    _, _, frames, height, width = batch.x0_BCFHW.shape
+    assert asked[0].shape == (2, frames * height * width // 8)
+    assert 0.5 < float(loss) < 10
+
+
+def test_all_tokens_are_kept_while_the_rate_decays(config: sft.SftConfig, tmp_path: Path) -> None:
+    seen: list[float] = []
+    true = sft.velocity_loss
+
+    def spied(*args: object) -> dict[str, torch.Tensor]:
+        seen.append(float(args[-1]))  # type: ignore[arg-type]
+        return true(*args)  # type: ignore[arg-type]
+
+    loop = replace(LOOP, steps=4, schedule="wsd", decay_fraction=0.5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sft, "velocity_loss", spied)
+        sft.train(replace(config, loop=loop, kept=0.5), tmp_path)
+    assert seen == [0.5, 0.5, 1.0, 1.0]
