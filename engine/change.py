@@ -1,56 +1,70 @@
-"""A tensor's later change, beside it in the same file: few numbers, each one step up or down.
+"""A tensor's later change, beside it in the same file, to a bit or two per number.
 
-    value = as the file has it + step * q,  q in {-1, 0, 1}
+    value = as the file has it + step * q,  q a whole number in -7 .. 7
 
-    NAME.change       U8: one byte per number that is not 0: how many zeros lie before it, times
-                      two, plus 1 where it is -1; 254 stands for 127 zeros and no number
+    NAME.change       U8: raw deflate (RFC 1951) of bytes that hold two numbers each,
+                      q + 7 + 15 * (next q + 7); an odd end is filled up with q = 0
     NAME.change_step  F32 [1]: the step
 
 So a new version of a model is the old file and a short addition: git keeps the bytes that both have
-once, and what cannot read the addition refuses the file. `engine.delta` is for adapters, which
-travel without their base.
+once, and what cannot read the addition refuses the file. A step as wide as 1.6 root mean squares of
+the change takes 1.5 bits for a number and leaves a sixth of the change's square undone; a code of
+Huffman's alone, without repeats, is within a hundredth of the entropy. `engine.delta` is for
+adapters, which travel without their base.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from engine.errors import CheckpointError
 
 CHANGE, CHANGE_STEP = ".change", ".change_step"
-_FAR = 127  # zeros that one byte can pass over
-_SKIP = 2 * _FAR
+SMALL = 20_000
+"""Tensors of fewer numbers are changed in steps of a quarter: all together they cost nothing."""
+_MOST = 7
+_LEVELS = 2 * _MOST + 1
+_RAW = -15  # deflate without a header, window of 32 KiB
 
 
-def nearest(difference: Tensor, threshold: float) -> Tensor:
-    """The difference with what is small left out and the rest made equal: step * q, of its shape.
+def quantised(difference: Tensor, spacing: float) -> tuple[Tensor, Tensor]:
+    """(q, step) of the difference, fp32, q of its shape.
 
-    threshold: in root mean squares of the difference; what is nearer to 0 than half of it becomes
-    0. The step is the mean size of what is left, which makes the squared error least.
+    spacing: width of a step in root mean squares of the difference. What lies further out than 7
+    of them becomes 7. The step is then set to make the squared error least.
     """
-    size = difference.abs()
-    kept = size > 0.5 * threshold * difference.square().mean().sqrt()
-    step = (size * kept).sum() / kept.sum().clamp(min=1)
-    return step * kept * difference.sign()
+    wide = spacing if difference.numel() >= SMALL else spacing / 4
+    step = wide * difference.square().mean().sqrt()
+    q = torch.round(difference / step).clamp(-_MOST, _MOST).nan_to_num(0.0)
+    return q, (difference * q).sum() / q.square().sum().clamp(min=1)
 
 
-def changes(name: str, difference: Tensor, threshold: float) -> dict[str, Tensor]:
+def nearest(difference: Tensor, spacing: float) -> Tensor:
+    """What a file can hold of the difference: step * q, of its shape. spacing: see `quantised`."""
+    q, step = quantised(difference, spacing)
+    return step * q
+
+
+def changes(name: str, difference: Tensor, spacing: float) -> dict[str, Tensor]:
     """The entries beside tensor `name` that add `nearest` of the difference; none where that is 0
     throughout. Raises CheckpointError."""
     if not bool(difference.isfinite().all()):
         raise CheckpointError(f"{name}: the difference holds numbers that are not finite")
-    near = nearest(difference.detach().float(), threshold).flatten()
-    where = near.nonzero()[:, 0]
-    if not len(where):
+    q, step = quantised(difference.detach().float(), spacing)
+    if not bool(q.any()):
         return {}
-    before = torch.diff(where, prepend=where.new_tensor([-1])) - 1
-    skips = before // _FAR
-    code = torch.full((int(skips.sum()) + len(where),), _SKIP, dtype=torch.uint8)
-    code[(skips + 1).cumsum(0) - 1] = (before % _FAR * 2 + (near[where] < 0)).to(torch.uint8)
-    return {name + CHANGE: code, name + CHANGE_STEP: near.abs().max().view(1)}
+    digits = (q.flatten() + _MOST).to(torch.uint8).numpy()
+    digits = np.pad(digits, (0, len(digits) % 2), constant_values=_MOST)
+    pairs = digits[0::2] + _LEVELS * digits[1::2]
+    coder = zlib.compressobj(9, zlib.DEFLATED, _RAW, 9, zlib.Z_HUFFMAN_ONLY)
+    code = coder.compress(pairs.tobytes()) + coder.flush()
+    entry = torch.frombuffer(bytearray(code), dtype=torch.uint8)
+    return {name + CHANGE: entry, name + CHANGE_STEP: step.view(1)}
 
 
 def without_changes(entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -66,13 +80,22 @@ def changed(value: Tensor, code: Tensor | None, step: Tensor | None, label: str)
         raise CheckpointError(f"{label}: a change is a row of bytes and one step")
     if not 0 < float(step) < float("inf"):
         raise CheckpointError(f"{label}: the step of a change must be a positive number")
-    # Each byte moves on by one number at least: a longer row is not even widened.
-    if code.numel() > value.numel():
+    num = value.numel()
+    pairs = np.frombuffer(_inflated(code, (num + 1) // 2, label), np.uint8)
+    digits = np.stack([pairs % _LEVELS, pairs // _LEVELS], 1).ravel()
+    if digits.max(initial=0) >= _LEVELS or (digits[num:] != _MOST).any():
+        raise CheckpointError(f"{label}: the change holds numbers that are none")
+    q = torch.from_numpy(digits[:num].astype(np.float32) - _MOST).view(value.shape)
+    return value.float() + float(step) * q.to(value.device)
+
+
+def _inflated(code: Tensor, size: int, label: str) -> bytes:
+    """These bytes, which must be so many: no more are ever made. Raises CheckpointError."""
+    coder = zlib.decompressobj(_RAW)
+    try:
+        data = coder.decompress(code.cpu().numpy().tobytes(), size + 1)
+    except zlib.error as error:
+        raise CheckpointError(f"{label}: the change is damaged: {error}") from error
+    if len(data) != size or not coder.eof or coder.unused_data:
         raise CheckpointError(f"{label}: the change is for a tensor of another size")
-    skip = code == _SKIP
-    there = torch.where(skip, _FAR, (code >> 1).long() + 1).cumsum(0)[~skip] - 1
-    if bool((code > _SKIP).any()) or (len(there) and int(there[-1]) >= value.numel()):
-        raise CheckpointError(f"{label}: the change is for a tensor of another size")
-    sign = 1.0 - 2.0 * (code[~skip] & 1).float()
-    flat = value.float().flatten().index_add(0, there, sign * float(step))
-    return flat.view(value.shape)
+    return data

@@ -1,7 +1,7 @@
 """Training for the form in which weights ship: forward and backward see it.
 
     rounded    matrices on a grid             `engine.checkpoint.on_grid`
-    near       a base and a sparse change     `engine.change.nearest`
+    near       a base and a change to it      `engine.change.nearest`
 
 The straight-through estimator (Bengio et al. 2013, arXiv 1308.3432): gradients are those at the
 rounded point, updates go to the exact weights, which are what a run saves and averages.
@@ -22,7 +22,7 @@ from engine.checkpoint import grid_step, open_tensors, values
 
 @contextmanager
 def rounded(model: nn.Module, steps: int) -> Iterator[None]:
-    """Inside, every matrix of `model` lies on the grid of `engine.checkpoint.on_grid`; afterwards
+    """Inside, every matrix that learns lies on the grid of `engine.checkpoint.on_grid`; afterwards
     all are what they were, bit for bit. In place: compiled code notices nothing."""
 
     def on_grid(name: str, weight: Tensor) -> Tensor:
@@ -36,15 +36,15 @@ def rounded(model: nn.Module, steps: int) -> Iterator[None]:
 
 
 @contextmanager
-def near(model: nn.Module, base: Mapping[str, Tensor], threshold: float) -> Iterator[None]:
-    """Inside, every parameter is the base's with the change of `engine.change.nearest`; afterwards
+def near(model: nn.Module, base: Mapping[str, Tensor], spacing: float) -> Iterator[None]:
+    """Inside, every parameter that learns is the base's with the change of `nearest`; afterwards
     all are what they were, bit for bit.
 
-    base: by the names of the model's parameters. threshold: see `nearest`.
+    base: by the names of the model's parameters. spacing: see there.
     """
 
     def with_change(name: str, weight: Tensor) -> Tensor:
-        return base[name] + nearest(weight - base[name], threshold)
+        return base[name] + nearest(weight - base[name], spacing)
 
     with _replaced(model, with_change):
         yield
@@ -61,19 +61,20 @@ def origin(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 
 def with_changes(
-    origin_file: Path, threshold: float, tuned: Mapping[str, Tensor]
+    origin_file: Path, spacing: float, tuned: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """The entries of a file that holds the origin as it is, and beside it what makes it nearly
     `tuned`. Raises CheckpointError."""
     entries, base = origin(origin_file)
     for name, value in base.items():
-        entries |= changes(name, tuned[name].detach().float().cpu() - value, threshold)
+        entries |= changes(name, tuned[name].detach().float().cpu() - value, spacing)
     return entries
 
 
 @contextmanager
 def _replaced(model: nn.Module, change: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
-    exact = [(name, p, p.detach().clone()) for name, p in model.named_parameters()]
+    learning = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    exact = [(name, p, p.detach().clone()) for name, p in learning]
     try:
         with torch.no_grad():
             for name, parameter, weight in exact:

@@ -40,7 +40,7 @@ CROP = 12
 CONTEXT = 1.2
 VISIBLE = 0.6
 """Characters of which less can be seen teach nothing."""
-STEPS = 1600
+STEPS = 4500
 CERTAIN_BELOW = 0.75
 """Time below which the identity loss counts in full; from here to noise it falls to nothing."""
 
@@ -220,7 +220,7 @@ def run_on(stills: ShardFolder, clips: ShardFolder, folder: Path, steps: int = S
             f"{stills.path} and {clips.path} hold {num_stills} and {num_clips} shards, at least 1 "
             "and 2 are wanted: run `troupe train miniature_shards` first"
         )
-    seen = [(examples(stills, range(num_stills)), 128), (examples(clips, range(num_clips - 1)), 64)]
+    seen = [(examples(stills, range(num_stills)), 48), (examples(clips, range(num_clips - 1)), 144)]
     unseen = examples(clips, [num_clips - 1])
     torch.manual_seed(0)
     latent_dim = unseen.table.row(0)["latents"].shape[0]

@@ -50,7 +50,7 @@ FILES = {
 }
 CANDIDATE = "runs/candidate"  # what would ship, before it is evaluated
 GRID = 3
-CHANGE_THRESHOLD = 3.55  # leaves a fifteenth of a change's numbers: .5 MB of the history
+CHANGE_SPACING = 1.6  # a bit and a half for each number that was trained
 DIT = f"{FILES['dit.safetensors']}/dit.safetensors"
 MORE = "miniature_sft_more/dit.safetensors"  # where it has been run, it ships
 STATES = {

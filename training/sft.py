@@ -8,6 +8,7 @@ Legend: B batch, C channels, F H W latents, S subjects, T frames or text tokens,
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -78,8 +79,9 @@ class SftConfig:
     identity_gain: weight of the identity loss; reader: the file of the latent reader behind it.
     grid: steps to the root mean square of the grid on which the weights will ship; while the rate
     decays the matrices are rounded to it (`training.grid`). 0: never.
-    change: threshold of the sparse change to `base` as which the weights will ship; while the rate
-    decays they are rounded to it (`engine.change`). 0: they ship whole.
+    change: spacing of the change to `base` as which the weights will ship; while the rate decays
+    they are rounded to it (`engine.change`). 0: they ship whole.
+    frozen: pattern of the parameters that stay as they are in `base`; "" trains all.
     draws: times and noises for each clip of a batch, which share its conditions' K and V.
     kept: share of the video's tokens that an update computes, subjects' first; while the rate
     decays all are (`losses.kept_tokens`).
@@ -102,6 +104,7 @@ class SftConfig:
     reader: Path | None = None
     grid: int = 0
     change: float = 0.0
+    frozen: str = ""
     shift: float = 1.0
     draws: int = 1
     kept: float = 1.0
@@ -122,6 +125,8 @@ class SftConfig:
             raise ValueError("grid goes with all weights, whole in each process: no lora or fsdp")
         if self.change and (self.grid or self.lora or self.fsdp or self.base is None):
             raise ValueError("change goes with a base, and without grid, lora or fsdp")
+        if self.frozen and (self.lora or self.fsdp or self.base is None):
+            raise ValueError("frozen goes with a base, and without lora or fsdp")
         if not 0 < self.kept <= 1:
             raise ValueError(f"kept is a share of the tokens, in (0, 1], not {self.kept}")
         if self.identity_gain and self.reader is None:
@@ -134,8 +139,8 @@ class SftConfig:
         return COLUMNS if has_vlm else tuple(c for c in COLUMNS if c != "vlm")
 
     @property
-    def sparse(self) -> Change | None:
-        """The base's file and the threshold of the change to it; None: the weights ship whole."""
+    def change_to(self) -> Change | None:
+        """The base's file and the spacing of the change to it; None: the weights ship whole."""
         return (self.base, self.change) if self.change and self.base is not None else None
 
 
@@ -204,11 +209,22 @@ def build(config: SftConfig) -> WanDiT:
     dit = WanDiT(config.preset.dit)
     if config.base is not None:
         load_start(dit, config.base)
-    if config.sparse is not None:  # a change is to a whole model; else the decay would find out
-        checkpoint.check_names(dict(dit.named_parameters()), origin(config.sparse[0])[1], "base")
+    if config.change_to is not None:  # a change is to a whole model; else the decay would find out
+        checkpoint.check_names(dict(dit.named_parameters()), origin(config.change_to[0])[1], "base")
     if config.lora:
         lora.add(dit, config.lora)
+    if config.frozen:
+        freeze(dit, config.frozen)
     return dit
+
+
+def freeze(dit: WanDiT, pattern: str) -> None:
+    """Parameters with such names learn nothing. Raises ValueError: none has, or all have."""
+    frozen = [p for name, p in dit.named_parameters() if re.search(pattern, name)]
+    if not 0 < len(frozen) < len(list(dit.parameters())):
+        raise ValueError(f"frozen: {pattern!r} fits {len(frozen)} parameters of the model")
+    for parameter in frozen:
+        parameter.requires_grad_(False)
 
 
 def load_start(dit: WanDiT, path: Path) -> None:
@@ -252,7 +268,7 @@ def train(config: SftConfig, folder: Path | None = None) -> Outcome:
         loss_fn,
         loader.batch,
         sheet_fn=sheet,
-        export_fn=partial(export, adapters=config.lora > 0, change=config.sparse),
+        export_fn=partial(export, adapters=config.lora > 0, change=config.change_to),
         folder=folder,
         shard=shard,
         around=kept.all_while(shipped_form(config)),
@@ -284,10 +300,10 @@ class Kept:
 
 def shipped_form(config: SftConfig) -> Around | None:
     """What the loop puts around its updates while the rate decays: the form that will ship."""
-    if config.sparse is not None:
-        base, threshold = config.sparse
+    if config.change_to is not None:
+        base, spacing = config.change_to
         tensors = {n: x.to(config.loop.device) for n, x in origin(base)[1].items()}
-        return partial(near, base=tensors, threshold=threshold)
+        return partial(near, base=tensors, spacing=spacing)
     return partial(rounded, steps=config.grid) if config.grid else None
 
 

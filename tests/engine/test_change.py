@@ -3,80 +3,112 @@
 from __future__ import annotations
 
 import subprocess
+import zlib
 
 import pytest
 import torch
 
-from engine.change import CHANGE, CHANGE_STEP, changed, changes, nearest
+from engine.change import (
+    CHANGE,
+    CHANGE_STEP,
+    SMALL,
+    changed,
+    changes,
+    nearest,
+    quantised,
+)
 from engine.checkpoint import load_strict, on_grid, read_tensors, tensor_bytes
 from engine.errors import CheckpointError
 from engine.weights import fill, refill, shapes
 
 
-@pytest.mark.parametrize("threshold", [0.0, 1.0, 3.5, 6.0])
+@pytest.mark.parametrize("spacing", [0.3, 1.6, 4.0, 50.0])
 @pytest.mark.parametrize("shape", [(1,), (7,), (3, 5), (300, 401)])
-def test_what_is_written_is_read_back(shape, threshold) -> None:
+def test_what_is_written_is_read_back(shape, spacing) -> None:
     torch.manual_seed(0)
     base, difference = torch.randn(shape), 0.1 * torch.randn(shape)
-    parts = changes("w", difference, threshold)
-    near = nearest(difference, threshold)
+    parts = changes("w", difference, spacing)
+    near = nearest(difference, spacing)
     if not near.any():
         assert parts == {}
         return
     got = changed(base, parts["w" + CHANGE], parts["w" + CHANGE_STEP], "w")
-    torch.testing.assert_close(got, base + near, rtol=0, atol=1e-7)
-    assert torch.equal(got == base, near == 0)
+    assert torch.equal(got, base + near)
 
 
-def test_gaps_of_any_length() -> None:
-    """One byte passes over up to 126 zeros before a number; what is further needs more bytes."""
-    for gap in (0, 1, 125, 126, 127, 128, 253, 254, 255, 1000):
-        difference = torch.zeros(gap + 3)
-        difference[[gap, gap + 2]] = torch.tensor([1.0, -1.0])
-        parts = changes("w", difference, 0.0)
-        assert len(parts["w" + CHANGE]) == 2 + gap // 127
-        got = changed(torch.zeros(gap + 3), *parts.values(), "w")
-        assert torch.equal(got, difference), gap
+def test_it_takes_what_information_theory_says() -> None:
+    """Normal numbers: bits within a fiftieth of the entropy, a sixth of the square left."""
+    torch.manual_seed(0)
+    difference = 0.01 * torch.randn(400, 500)
+    q, _ = quantised(difference, 1.6)
+    share = q.unique(return_counts=True)[1] / q.numel()
+    entropy = -float((share * share.log2()).sum())
+    bits = 8 * len(changes("w", difference, 1.6)["w" + CHANGE]) / q.numel()
+    assert entropy <= bits < 1.02 * entropy and 1.4 < bits < 1.6
+    left = (difference - nearest(difference, 1.6)).square().sum() / difference.square().sum()
+    assert 0.16 < float(left) < 0.19
 
 
 def test_the_step_makes_the_error_least() -> None:
     torch.manual_seed(0)
-    difference = torch.randn(5000)
-    near = nearest(difference, 2.0)
-    signs = near.sign()
+    difference = torch.randn(30_000)
+    q, step = quantised(difference, 2.0)
+    assert bool(((q.abs() - difference.abs() / 2.0).abs() <= 0.51).all())  # of 1 = the rms, nearly
 
     def error(step: float) -> float:
-        return float((difference - step * signs).square().sum())
+        return float((difference - step * q).square().sum())
 
-    step = float(near.max())
-    assert set(near.unique().tolist()) == {-step, 0.0, step}
-    assert error(step) < min(error(0.99 * step), error(1.01 * step))
-    assert bool(((difference.abs() > difference.square().mean().sqrt()) == (near != 0)).all())
+    assert error(float(step)) < min(error(0.99 * float(step)), error(1.01 * float(step)))
+
+
+def test_small_tensors_are_changed_in_finer_steps() -> None:
+    torch.manual_seed(0)
+    left = []
+    for num in (SMALL - 1, SMALL):
+        difference = torch.randn(num)
+        left.append(float((difference - nearest(difference, 1.6)).square().mean()))
+    assert left[0] < 0.03 < 0.1 < left[1]
+
+
+def test_what_lies_far_out_becomes_the_most() -> None:
+    difference = torch.ones(100_000)
+    difference[5] = 1000.0
+    q, _ = quantised(difference, 0.05)
+    assert q[5] == 7 and float(q.max()) == 7
 
 
 def test_no_difference_is_no_entry() -> None:
     assert changes("w", torch.zeros(4, 4), 2.0) == {}
 
 
+def packed(*pairs: int) -> torch.Tensor:
+    """The code of these bytes."""
+    return torch.frombuffer(bytearray(zlib.compress(bytes(pairs), wbits=-15)), dtype=torch.uint8)
+
+
 @pytest.mark.parametrize(
     ("code", "step", "told"),
     [
         (None, torch.ones(1), "one is missing"),
-        (torch.zeros(1, dtype=torch.uint8), None, "one is missing"),
+        (packed(112, 112, 112), None, "one is missing"),
         (torch.zeros(1), torch.ones(1), "a row of bytes"),
         (torch.zeros(1, 1, dtype=torch.uint8), torch.ones(1), "a row of bytes"),
-        (torch.zeros(1, dtype=torch.uint8), torch.ones(2), "one step"),
-        (torch.zeros(1, dtype=torch.uint8), torch.zeros(1), "positive number"),
-        (torch.zeros(1, dtype=torch.uint8), torch.tensor([float("inf")]), "positive number"),
-        (torch.tensor([255], dtype=torch.uint8), torch.ones(1), "another size"),
-        (torch.tensor([12], dtype=torch.uint8), torch.ones(1), "another size"),
-        (torch.tensor([254, 0], dtype=torch.uint8), torch.ones(1), "another size"),
-        (torch.full((7,), 254, dtype=torch.uint8), torch.ones(1), "another size"),
+        (packed(112, 112, 112), torch.ones(2), "one step"),
+        (packed(112, 112, 112), torch.zeros(1), "positive number"),
+        (packed(112, 112, 112), torch.tensor([float("inf")]), "positive number"),
+        (packed(112, 112), torch.ones(1), "another size"),
+        (packed(112, 112, 112, 112), torch.ones(1), "another size"),
+        (packed(*[112] * 10**6), torch.ones(1), "another size"),
+        (packed(112, 112, 112)[:-1], torch.ones(1), "another size|damaged"),
+        (torch.cat([packed(112, 112, 112), packed(0)]), torch.ones(1), "another size"),
+        (torch.full((5,), 255, dtype=torch.uint8), torch.ones(1), "damaged"),
+        (packed(112, 225, 112), torch.ones(1), "numbers that are none"),
+        (packed(112, 112, 0), torch.ones(1), "numbers that are none"),
     ],
 )
 def test_a_change_that_does_not_fit_is_refused(code, step, told) -> None:
-    with pytest.raises(CheckpointError, match=f"dit: w: .*{told}"):
-        changed(torch.zeros(2, 3), code, step, "dit: w")
+    with pytest.raises(CheckpointError, match=f"dit: w: .*({told})"):
+        changed(torch.zeros(1, 5), code, step, "dit: w")
 
 
 def files(tmp_path) -> tuple[torch.nn.Module, dict[str, torch.Tensor], bytes, bytes]:
@@ -88,8 +120,8 @@ def files(tmp_path) -> tuple[torch.nn.Module, dict[str, torch.Tensor], bytes, by
     first.write_bytes(tensor_bytes(old))
     base = read_tensors(first)
     difference = {n: 0.01 * torch.randn_like(x) for n, x in base.items()}
-    new = old | {k: v for n, d in difference.items() for k, v in changes(n, d, 3.5).items()}
-    wanted = {n: base[n] + nearest(d, 3.5) for n, d in difference.items()}
+    new = old | {k: v for n, d in difference.items() for k, v in changes(n, d, 1.6).items()}
+    wanted = {n: base[n] + nearest(d, 1.6) for n, d in difference.items()}
     return layer, wanted, first.read_bytes(), tensor_bytes(new)
 
 
@@ -122,7 +154,7 @@ def test_half_a_change_in_a_file_is_refused(tmp_path, name) -> None:
 @pytest.mark.parametrize("read", [fill, refill])
 def test_a_change_of_no_tensor_is_refused_by_whoever_loads_or_swaps(tmp_path, read) -> None:
     content = {"weight": torch.ones(2, 3), "bias": torch.ones(2)}
-    content |= changes("other", torch.ones(4), 0.0)
+    content |= changes("other", torch.ones(4), 1.0)
     path = tmp_path / "x.safetensors"
     path.write_bytes(tensor_bytes(content))
     for call in (lambda: read(torch.nn.Linear(3, 2), path), lambda: shapes(path)):
@@ -131,7 +163,7 @@ def test_a_change_of_no_tensor_is_refused_by_whoever_loads_or_swaps(tmp_path, re
 
 
 def test_whole_numbers_have_no_change(tmp_path) -> None:
-    content = {"count": torch.ones(4, dtype=torch.int32), **changes("count", torch.ones(4), 0.0)}
+    content = {"count": torch.ones(4, dtype=torch.int32), **changes("count", torch.ones(4), 1.0)}
     path = tmp_path / "x.safetensors"
     path.write_bytes(tensor_bytes(content))
     with pytest.raises(CheckpointError, match="count is torch.int32, which has no change"):
@@ -160,5 +192,5 @@ def test_git_keeps_the_addition_only(tmp_path) -> None:
         git("gc", "-q", "--aggressive")
         sizes.append(sum(p.stat().st_size for p in (tmp_path / ".git").rglob("*.pack")))
     change = len(after) - len(before)
-    assert change < 0.15 * len(before)
+    assert change < 0.2 * len(before)
     assert sizes[1] - sizes[0] < change + 2_000

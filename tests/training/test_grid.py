@@ -32,7 +32,7 @@ def test_inside_the_weights_are_those_that_ship() -> None:
     assert all(torch.equal(value, exact[name]) for name, value in net.state_dict().items())
 
 
-def test_inside_the_weights_are_the_base_and_a_sparse_change() -> None:
+def test_inside_the_weights_are_the_base_and_a_change() -> None:
     base, net = dict(model().named_parameters()), model()
     with torch.no_grad():
         for parameter in net.parameters():
@@ -42,7 +42,7 @@ def test_inside_the_weights_are_the_base_and_a_sparse_change() -> None:
         for name, value in net.state_dict().items():
             change = value - base[name]
             torch.testing.assert_close(change, nearest(exact[name] - base[name], 2.0))
-            assert 0 < change.count_nonzero() < 0.6 * change.numel()
+            assert 1 < len((change * 1e4).round().unique()) <= 15
     assert all(torch.equal(value, exact[name]) for name, value in net.state_dict().items())
 
 

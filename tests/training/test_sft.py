@@ -290,6 +290,7 @@ def test_identity_loss_is_added_and_told(config: sft.SftConfig, tmp_path: Path) 
         ({"identity_gain": 0.1}, "needs a reader"),
         ({"grid": 3, "lora": 2}, "no lora"),
         ({"kept": 0.0}, "share of the tokens"),
+        ({"frozen": "blocks"}, "frozen goes with a base"),
     ],
 )
 def test_what_does_not_go_together_is_refused(
@@ -341,3 +342,18 @@ def test_all_tokens_are_kept_while_the_rate_decays(config: sft.SftConfig, tmp_pa
         patch.setattr(sft, "velocity_loss", spied)
         sft.train(replace(config, loop=loop, kept=0.5), tmp_path)
     assert seen == [0.5, 0.5, 1.0, 1.0]
+
+
+def test_what_is_frozen_stays_as_in_the_base(config: sft.SftConfig, tmp_path: Path) -> None:
+    sft.train(replace(config, loop=replace(LOOP, steps=1)), tmp_path / "old")
+    base = tmp_path / "old" / "dit.safetensors"
+    tuned = replace(config, base=base, frozen="subject_blocks|cross_attn", change=1.5)
+    sft.train(replace(tuned, loop=replace(LOOP, steps=2, decay_fraction=0.5)), tmp_path / "new")
+    old, new = read_tensors(base), read_tensors(tmp_path / "new" / "dit.safetensors")
+    for name, value in old.items():
+        frozen = "subject_blocks" in name or "cross_attn" in name
+        assert torch.equal(value, new[name]) or not frozen, name
+    assert any(not torch.equal(value, new[name]) for name, value in old.items())
+    for pattern in ("nothing_has_this_name", "."):
+        with pytest.raises(ValueError, match="frozen: .* fits"):
+            sft.build(replace(tuned, frozen=pattern))
