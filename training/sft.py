@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -33,6 +32,7 @@ from training.grid import near, origin, rounded, with_changes
 from training.latent_reader import LatentReader, certainty, identity_loss, load_reader
 from training.loop import Around, LoopConfig, Outcome
 from training.loop import run as run_loop
+from training.masked import Kept, kept_cells, kept_tokens
 from training.sheets import generate, sheet
 
 SHEET_CASES = 8
@@ -84,7 +84,7 @@ class SftConfig:
     frozen: pattern of the parameters that stay as they are in `base`; "" trains all.
     draws: times and noises for each clip of a batch, which share its conditions' K and V.
     kept: share of the video's tokens that an update computes, subjects' first; while the rate
-    decays all are (`losses.kept_tokens`).
+    decays all are (`training.masked`).
     base: weights to start from, with the identity stream or without; None for fresh ones.
     use_vlm_tokens: False trains without them though the model could read them (they may come
     later). lora: rank of adapters, 0: all weights.
@@ -177,8 +177,8 @@ def velocity_loss(
     subjects = subject_inputs(batch) if config.preset.dit.subject_layers else None
     weight_BFHW = weight_BFHW.repeat_interleave(config.draws, dim=0)
     if share < 1:
-        kept_BK = losses.kept_tokens(weight_BFHW, config.preset.dit.patch, share)
-        seen_BFHW = losses.kept_cells(kept_BK, grid, config.preset.dit.patch)
+        kept_BK = kept_tokens(weight_BFHW, config.preset.dit.patch, share)
+        seen_BFHW = kept_cells(kept_BK, grid, config.preset.dit.patch)
         v_BCFHW = velocity(x_BCFHW, t_B, batch.text_BTM, subjects, kept_BK)
         v_BCFHW = torch.where(seen_BFHW[:, None], v_BCFHW, target_BCFHW.to(v_BCFHW.dtype))
         weight_BFHW = weight_BFHW * seen_BFHW
@@ -262,40 +262,20 @@ def train(config: SftConfig, folder: Path | None = None) -> Outcome:
     group = dist.current()
     sheet = Sheet(config) if config.loop.sheet_every and group.is_first else None
     shard = partial(sharded, config=config) if config.fsdp and group.size > 1 else None
-    return run_loop(
+    outcome = run_loop(
         config.loop,
         dit,
         loss_fn,
         loader.batch,
         sheet_fn=sheet,
-        export_fn=partial(export, adapters=config.lora > 0, change=config.change_to),
+        export_fn=None if config.change else partial(export, adapters=config.lora > 0),
         folder=folder,
         shard=shard,
         around=kept.all_while(shipped_form(config)),
     )
-
-
-@dataclass
-class Kept:
-    """The share of the tokens that is computed: all of them in the decay, as when it serves."""
-
-    share: float
-
-    def all_while(self, form: Around | None) -> Around | None:
-        """`form`, with all tokens kept inside it."""
-        if self.share == 1:
-            return form
-
-        @contextmanager
-        def around(model: nn.Module) -> Iterator[None]:
-            share, self.share = self.share, 1.0
-            try:
-                with form(model) if form is not None else nullcontext():
-                    yield
-            finally:
-                self.share = share
-
-        return around
+    if config.change:  # what was trained rounded; the average of exact weights, rounded, is worse
+        export(outcome.model, folder or Path("runs") / config.loop.name, False, config.change_to)
+    return outcome
 
 
 def shipped_form(config: SftConfig) -> Around | None:
@@ -320,13 +300,14 @@ def compiled(dit: WanDiT) -> WanDiT:
     return dit
 
 
-def export(ema: nn.Module, folder: Path, adapters: bool, change: Change | None = None) -> None:
+@torch.no_grad()
+def export(model: nn.Module, folder: Path, adapters: bool, change: Change | None = None) -> None:
     """dit.safetensors: bf16, or the file of a base with a change beside each tensor; with adapters
     both they alone and the model with them merged."""
     if adapters:
-        lora.save(ema, folder / "lora.safetensors")
-        ema = lora.merged(ema)
-    tensors = {name: dist.whole(tensor) for name, tensor in ema.state_dict().items()}
+        lora.save(model, folder / "lora.safetensors")
+        model = lora.merged(model)
+    tensors = {name: dist.whole(tensor) for name, tensor in model.state_dict().items()}
     if not dist.current().is_first:
         return
     temporary = folder / ".dit.safetensors.tmp"
