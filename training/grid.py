@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from engine.change import changes, nearest, without_changes
+from engine.change import CHANGE, CHANGE_STEP, changes, nearest, without_changes
 from engine.checkpoint import grid_step, open_tensors, values
 
 
@@ -66,8 +66,14 @@ def with_changes(
     """The entries of a file that holds the origin as it is, and beside it what makes it nearly
     `tuned`. Raises CheckpointError."""
     entries, base = origin(origin_file)
+    today = open_tensors(origin_file)
+    now = values(today, origin_file.name)
     for name, value in base.items():
-        entries |= changes(name, tuned[name].detach().float().cpu() - value, spacing)
+        wanted = tuned[name].detach().float().cpu()
+        if torch.equal(wanted, now[name]):  # frozen: what it has stays, to the byte
+            entries |= {n: today[n] for n in (name + CHANGE, name + CHANGE_STEP) if n in today}
+        else:
+            entries |= changes(name, wanted - value, spacing)
     return entries
 
 

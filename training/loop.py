@@ -239,10 +239,10 @@ def _plan_end(run: _Run, num_done: int, elapsed_s: float) -> None:
 
 def _is_over(run: _Run) -> bool:
     config, position = run.config, run.state.position
+    if position.decay_start is not None:  # its updates may be dearer than those it was planned by
+        return position.step >= position.decay_start + position.decay_steps
     if config.minutes is not None and position.elapsed_s >= 60 * config.minutes:
         return True
-    if position.decay_start is not None:
-        return position.step >= position.decay_start + position.decay_steps
     return config.steps is not None and position.step >= config.steps
 
 

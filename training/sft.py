@@ -273,8 +273,9 @@ def train(config: SftConfig, folder: Path | None = None) -> Outcome:
         shard=shard,
         around=kept.all_while(shipped_form(config)),
     )
-    if config.change:  # what was trained rounded; the average of exact weights, rounded, is worse
-        export(outcome.model, folder or Path("runs") / config.loop.name, False, config.change_to)
+    if config.change:  # what decayed rounded; the average of exact weights, rounded, is worse
+        best = outcome.model if outcome.finished else outcome.ema
+        export(best, folder or Path("runs") / config.loop.name, False, config.change_to)
     return outcome
 
 

@@ -23,7 +23,7 @@ from training.publish import CHANGE_SPACING, GRID
 from training.sft import DataConfig, SftConfig, precompute_part, run_config
 
 SHIPPED = Path("models/miniature")
-# What reads references and words: the identity stream, and the attention of the video to both.
+# The identity stream, and the attention of the video to it and to the words.
 READS = "^(" + "|".join(map(re.escape, STREAM_PARAMETERS)) + ")|cross_attn"
 
 # What the shards are made with, and the recipe (and its run's folder) that makes it.
@@ -154,8 +154,8 @@ def miniature_more() -> SftConfig:
     change beside its numbers (`engine.change`): .6 MB of the history for each version.
 
     What it lacks is lost below t = .75, where noise still shows who is who (docs/training.md): so
-    times lean less to noise than before, and what reads references and words stays as it is. Two
-    fifths of the tokens, background first, are left out until the rate decays."""
+    times lean less to noise than before, and the identity stream and the cross-attentions stay as
+    they are. Two fifths of the tokens, background first, are left out until the rate decays."""
     config = miniature()
     loop = replace(
         config.loop,

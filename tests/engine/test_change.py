@@ -94,6 +94,7 @@ def packed(*pairs: int) -> torch.Tensor:
         (torch.zeros(1), torch.ones(1), "a row of bytes"),
         (torch.zeros(1, 1, dtype=torch.uint8), torch.ones(1), "a row of bytes"),
         (packed(112, 112, 112), torch.ones(2), "one step"),
+        (packed(112, 112, 112), torch.ones(1).cfloat(), "one step"),
         (packed(112, 112, 112), torch.zeros(1), "positive number"),
         (packed(112, 112, 112), torch.tensor([float("inf")]), "positive number"),
         (packed(112, 112), torch.ones(1), "another size"),

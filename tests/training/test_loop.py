@@ -10,12 +10,14 @@ import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from training import loop
 from training.loop import LoopConfig, Outcome, rate_factor, run
 from training.report import read_log
 from training.state import Position
@@ -190,6 +192,24 @@ def test_a_time_budget_ends_with_its_decay(tmp_path: Path) -> None:
     out = go(tmp_path, LoopConfig("t", minutes=1.5 / 60, log_every=1, sheet_every=0), slow)
     rates = [row["rate"] for row in read_log(tmp_path / "log.jsonl")]
     assert out.finished and min(rates[-5:]) < 0.5
+
+
+def test_a_decay_that_takes_longer_than_planned_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its updates may cost more than those before: the rate still comes down to nothing."""
+    now = [0.0]
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def dearer(index: int) -> Tensor:
+        now[0] += 1.0 if index < 32 else 3.0  # a minute, half of it for the decay
+        return batch_fn(index)
+
+    config = LoopConfig("toy", minutes=1.0, decay_fraction=0.5, warmup=1, log_every=1)
+    outcome = go(tmp_path, config, dearer)
+    rates = [row["rate"] for row in read_log(tmp_path / "log.jsonl")]
+    assert outcome.finished and outcome.step == len(rates) == 60
+    assert rates[28] == 1.0 and rates[-1] < 0.05
 
 
 def test_schedules() -> None:

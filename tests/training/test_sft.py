@@ -15,8 +15,8 @@ from engine.checkpoint import read_tensors
 from engine.dit import WanDiT
 from engine.errors import CheckpointError
 from engine.presets import Preset
-from training import dist, sft
-from training.data.loader import Loader
+from training import dist, losses, sft
+from training.data.loader import Batch, Loader
 from training.data.shards import Table
 from training.loop import LoopConfig
 from training.masked import kept_cells
@@ -310,22 +310,37 @@ def test_weights_are_rounded_while_the_rate_decays(config: sft.SftConfig, tmp_pa
 
 
 def test_tokens_that_are_left_out_count_as_right(config: sft.SftConfig) -> None:
-    """With half of the tokens the loss is the mean error of just those."""
+    """With half of the tokens, characters' first, the loss is the weighted error of just those."""
     batch = Loader(Table(config.data.folder()), 2, config.data.plan).batch(0)
-    asked: list[torch.Tensor] = []
+    asked: list[tuple[torch.Tensor, ...]] = []
 
     def velocity(
         x: torch.Tensor, t: torch.Tensor, text: torch.Tensor, subjects: object, kept: torch.Tensor
     ) -> torch.Tensor:
-        asked.append(kept)
+        asked.append((x, t, kept))
         cells = kept_cells(kept, (x.shape[2], x.shape[3], x.shape[4]), (1, 2, 2))
         return torch.where(cells[:, None], 1.0, 1e6).expand_as(x)
 
     torch.manual_seed(0)
-    loss = sft.velocity_loss(velocity, batch, replace(config, region_gain=1.0), share=0.5)["loss"]
-    _, _, frames, height, width = batch.x0_BCFHW.shape
-    assert asked[0].shape == (2, frames * height * width // 8)
-    assert 0.5 < float(loss) < 10
+    loss = sft.velocity_loss(velocity, batch, replace(config, region_gain=4.0), share=0.5)["loss"]
+    (x, t, kept), grid = asked[0], batch.x0_BCFHW.shape[2:]
+    weight = losses.region_weight(
+        batch.boxes_BSTX, batch.subject_mask_BS, tuple(grid), batch_factor(batch), 4.0
+    )
+    cells = kept_cells(kept, tuple(grid), (1, 2, 2))
+    assert kept.shape == (2, cells[0].numel() // 8)
+    touched = torch.nn.functional.max_pool3d(weight[:, None], (1, 2, 2)).flatten(1) > 1
+    first = touched.gather(1, kept).sum(1)
+    assert first.tolist() == touched.sum(1).clamp(max=kept.shape[1]).tolist()
+    target = (x - batch.x0_BCFHW) / t[:, None, None, None, None].float()
+    error = (1.0 - target).square().mean(1) * weight * cells
+    want = error.sum((1, 2, 3)) / (weight * cells).sum((1, 2, 3))
+    torch.testing.assert_close(loss, want.mean(), rtol=1e-4, atol=1e-4)
+
+
+def batch_factor(batch: Batch) -> int:
+    """px per latent cell: these clips are 64 px high."""
+    return 64 // batch.x0_BCFHW.shape[3]
 
 
 def test_all_tokens_are_kept_while_the_rate_decays(config: sft.SftConfig, tmp_path: Path) -> None:
