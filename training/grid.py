@@ -65,9 +65,9 @@ def with_changes(
 ) -> dict[str, Tensor]:
     """The entries of a file that holds the origin as it is, and beside it what makes it nearly
     `tuned`. Raises CheckpointError."""
-    entries, base = origin(origin_file)
     today = open_tensors(origin_file)
-    now = values(today, origin_file.name)
+    entries = without_changes(today)
+    base, now = (values(part, origin_file.name) for part in (entries, today))
     for name, value in base.items():
         wanted = tuned[name].detach().float().cpu()
         if torch.equal(wanted, now[name]):  # frozen: what it has stays, to the byte

@@ -34,7 +34,8 @@ Around = Callable[[nn.Module], AbstractContextManager[None]]
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """One run. `steps` or `minutes` (of training, over all resumes) must end it.
+    """One run. `steps` or `minutes` (of training, over all resumes) must end it; a
+      decay that has begun is finished, though its updates take longer than those before.
 
     schedule: "wsd" warm-up, stable, then linear decay over the last `decay_fraction`;
       "cosine" from warm-up to the end; "constant". The floor is `final` times the rate.

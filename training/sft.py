@@ -24,6 +24,7 @@ from engine.dit import STREAM_PARAMETERS, WanDiT
 from engine.pipeline import Engine
 from engine.presets import MINIATURE, Preset
 from engine.stream import SubjectInputs
+from engine.weights import shapes
 from training import dist, lora, losses
 from training.data.loader import Batch, Dropout, Loader, drop_conditions
 from training.data.precompute import Sources, load_sources, precompute
@@ -176,14 +177,13 @@ def velocity_loss(
     x_BCFHW, t_B, target_BCFHW = losses.noised(x0_BCFHW, config.shift)
     subjects = subject_inputs(batch) if config.preset.dit.subject_layers else None
     weight_BFHW = weight_BFHW.repeat_interleave(config.draws, dim=0)
-    if share < 1:
-        kept_BK = kept_tokens(weight_BFHW, config.preset.dit.patch, share)
-        seen_BFHW = kept_cells(kept_BK, grid, config.preset.dit.patch)
-        v_BCFHW = velocity(x_BCFHW, t_B, batch.text_BTM, subjects, kept_BK)
+    patch = config.preset.dit.patch
+    kept_BK = kept_tokens(weight_BFHW, patch, share) if share < 1 else None
+    v_BCFHW = velocity(x_BCFHW, t_B, batch.text_BTM, subjects, kept_BK)
+    if kept_BK is not None:
+        seen_BFHW = kept_cells(kept_BK, grid, patch)
         v_BCFHW = torch.where(seen_BFHW[:, None], v_BCFHW, target_BCFHW.to(v_BCFHW.dtype))
         weight_BFHW = weight_BFHW * seen_BFHW
-    else:
-        v_BCFHW = velocity(x_BCFHW, t_B, batch.text_BTM, subjects)
     loss_B = losses.flow_matching(v_BCFHW, target_BCFHW, weight_BFHW)
     told = losses.by_time(loss_B.detach(), t_B)
     if reader is not None:
@@ -210,7 +210,7 @@ def build(config: SftConfig) -> WanDiT:
     if config.base is not None:
         load_start(dit, config.base)
     if config.change_to is not None:  # a change is to a whole model; else the decay would find out
-        checkpoint.check_names(dict(dit.named_parameters()), origin(config.change_to[0])[1], "base")
+        checkpoint.check_names(dict(dit.named_parameters()), shapes(config.change_to[0]), "base")
     if config.lora:
         lora.add(dit, config.lora)
     if config.frozen:

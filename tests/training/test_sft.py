@@ -16,7 +16,7 @@ from engine.dit import WanDiT
 from engine.errors import CheckpointError
 from engine.presets import Preset
 from training import dist, losses, sft
-from training.data.loader import Batch, Loader
+from training.data.loader import Loader
 from training.data.shards import Table
 from training.loop import LoopConfig
 from training.masked import kept_cells
@@ -325,7 +325,7 @@ def test_tokens_that_are_left_out_count_as_right(config: sft.SftConfig) -> None:
     loss = sft.velocity_loss(velocity, batch, replace(config, region_gain=4.0), share=0.5)["loss"]
     (x, t, kept), grid = asked[0], batch.x0_BCFHW.shape[2:]
     weight = losses.region_weight(
-        batch.boxes_BSTX, batch.subject_mask_BS, tuple(grid), batch_factor(batch), 4.0
+        batch.boxes_BSTX, batch.subject_mask_BS, tuple(grid), config.preset.vae.spatial_factor, 4.0
     )
     cells = kept_cells(kept, tuple(grid), (1, 2, 2))
     assert kept.shape == (2, cells[0].numel() // 8)
@@ -336,11 +336,6 @@ def test_tokens_that_are_left_out_count_as_right(config: sft.SftConfig) -> None:
     error = (1.0 - target).square().mean(1) * weight * cells
     want = error.sum((1, 2, 3)) / (weight * cells).sum((1, 2, 3))
     torch.testing.assert_close(loss, want.mean(), rtol=1e-4, atol=1e-4)
-
-
-def batch_factor(batch: Batch) -> int:
-    """px per latent cell: these clips are 64 px high."""
-    return 64 // batch.x0_BCFHW.shape[3]
 
 
 def test_all_tokens_are_kept_while_the_rate_decays(config: sft.SftConfig, tmp_path: Path) -> None:
