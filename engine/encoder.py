@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from engine import families, folders
+from engine import families, folders, reader
 from engine.cache import EncodingCache
 from engine.encodings import (
     Encoded,
@@ -123,7 +123,7 @@ def by_name(spec: Spec, references: Sequence[Reference]) -> dict[str, Reference]
 def digest_of(manifest: folders.Manifest) -> str:
     """What names a model's encoders: sha256, in hex, of their files' digests and all configs.
     Models that differ in the transformer alone have the same, and may share encodings."""
-    names = set(needed_files(manifest.resolve())) - {folders.DIT}
+    names = set(needed_files(manifest.resolve())) - {folders.DIT, reader.FILE}
     told = {name: manifest.files.get(name) for name in names}
     content = json.dumps([manifest.preset, manifest.configs, told], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
@@ -132,7 +132,8 @@ def digest_of(manifest: folders.Manifest) -> str:
 def needed_files(preset: Preset) -> tuple[str, ...]:
     """The files that a model folder of this preset must have."""
     files = ("dit.safetensors", "vae.safetensors", "text.safetensors", "text_tokenizer.json")
-    return files + (("vlm.safetensors", "vlm_tokenizer.json") if preset.dit.use_vlm else ())
+    vlm = ("vlm.safetensors", "vlm_tokenizer.json") if preset.dit.use_vlm else ()
+    return files + vlm + ((reader.FILE,) if preset.limits.max_identity_scale > 0 else ())
 
 
 def to_bytes(encoded: Encoded) -> bytes:

@@ -29,11 +29,13 @@ from engine.edit import Edit
 from engine.encoder import Encoder, by_name, digest_of, needed_files
 from engine.encodings import Encoded, Encoders, EncodingsBatch, stack
 from engine.errors import BackendError
+from engine.likeness_guidance import moving
 from engine.loading import load_models
 from engine.offload import grouped
 from engine.parallel import Team
 from engine.placement import placed
 from engine.presets import Preset
+from engine.reader import Readers, readers_of
 from engine.runtime import STANDARD, Runtime
 from engine.sample import Conditions, Each, Solve, Source, Step, one_by_one, sample
 from engine.spec import Guidance, Reference, Spec
@@ -68,7 +70,7 @@ class Engine:
     """A DiT with its encoders. `digest` names the weights of all.
 
     The modules stay where they are and as they are; `load` places them. device: where the DiT
-    computes; None: where its weights lie.
+    computes; None: where its weights lie. readers: whom identity guidance asks.
     """
 
     state_of = staticmethod(DenoiseState.from_bytes)  # what a worker goes on from
@@ -83,18 +85,17 @@ class Engine:
         compile: str = "eager",
         device: torch.device | None = None,
         team: Team | None = None,
+        readers: Readers | None = None,
     ) -> None:
-        self.dit = dit.eval()
+        self.dit, self.readers = dit.eval(), readers
         self.device = device or dit.head.head.weight.device
         self.team = team
         self.computing = partial(state.computing, self.dit, compile, self.device)
         run = self.dit if team is None else team.twin(self.dit, compile)
         self.velocity = velocity_of(run, compile)
         self.encoder = Encoder(encoders, preset, digest, cache)
-        self.encoders = encoders
-        self.preset = preset
+        self.encoders, self.preset, self.digest = encoders, preset, digest
         self.files: Mapping[str, str] = {}  # of the folder that it was loaded from
-        self.digest = digest
 
     @classmethod
     def load(
@@ -124,8 +125,9 @@ class Engine:
             preset = manifest.resolve()
             folders.require(manifest, needed_files(preset))
             dit, encoders = load_models(view, preset, runtime, place)
+            readers = readers_of(view, preset, place.device)
         digest, how = manifest.digest(), (runtime.compile, place.device, team)
-        engine = cls(dit, encoders, preset, digest, cache, *how)
+        engine = cls(dit, encoders, preset, digest, cache, *how, readers)
         engine.files, engine.encoder.digest = dict(manifest.files), digest_of(manifest)
         if runtime.offload == "group":
             engine.velocity = grouped(dit, place.device)
@@ -309,9 +311,8 @@ class Engine:
         device = self.device
         family, num_subjects = self.preset.family, batch.refs_BSCHW.shape[1]
         context_BCFHW = None if context_BCFHW is None else context_BCFHW.to(device)
-        conditions = self.conditions(
-            batch.to(device), negative.to(device), guidance, context_BCFHW
-        )
+        batch = batch.to(device)
+        conditions = self.conditions(batch, negative.to(device), guidance, context_BCFHW)
         start = families.noise(family, seeds, shape, num_subjects).to(device)
         leading = families.num_leading(family, num_subjects)
         if source is not None and leading:
@@ -324,11 +325,10 @@ class Engine:
             each, watched = self.team.each, self.team.exchanging()
         run = run or Run(self.velocity)
         velocity = batching.limited(run, batching.room(self.preset, shape, num_subjects, run.tier))
+        move = moving(self.readers, batch, guidance, self.preset.vae.spatial_factor)
+        how = (on_step, resume, known, each, solve, move)
         with watched:
-            latents = sample(
-                velocity, start, conditions, plan, guidance, on_step, resume, known, each, solve
-            )
-        return latents[:, :, leading:]
+            return sample(velocity, start, conditions, plan, guidance, *how)[:, :, leading:]
 
     @torch.no_grad()
     def conditions(

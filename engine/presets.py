@@ -106,6 +106,16 @@ class VLMConfig:
 
 
 @dataclass(frozen=True)
+class ReaderConfig:
+    """Who is read in latents, see `engine.reader`. groups: values of each group of logits."""
+
+    groups: tuple[int, ...]
+    widths: tuple[int, int]
+    squeezed: int
+    locator_widths: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class Limits:
     """What may be asked of a model. Sides in px, `size_multiple` the grid they lie on."""
 
@@ -118,6 +128,7 @@ class Limits:
     max_subjects: int
     max_steps: int = 200
     max_guidance: float = 30.0
+    max_identity_scale: float = 0.0  # more where a folder brings readers, `engine.reader`
     max_prompt_chars: int = 2000
     min_fps: int = 1
     max_fps: int = 60
@@ -126,9 +137,8 @@ class Limits:
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a request gets when it does not say. `shift` is the schedule's, see `engine.flow`.
-
-    guidance, guidance_mode: see `engine.spec.Guidance`.
+    """What a request gets when it does not say. shift: the schedule's, see `engine.flow`.
+    guidance, guidance_mode, identity_scale: see `engine.spec.Guidance`.
     """
 
     width: int
@@ -140,6 +150,7 @@ class Defaults:
     shift: float
     solver: str
     guidance_mode: str = "single"
+    identity_scale: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -147,9 +158,9 @@ class Preset:
     """One model family member: sizes of its parts, what may be asked, what is assumed.
 
     References are letter-boxed to `reference_width` x `reference_height` px; 0 means the size of
-    the requested video. `family` says how the transformer is shown its subjects, see
-    `engine.families`. knee: tokens in a forward from which on more requests beside each other gain
-    nothing (`engine.batching`).
+    the requested video. family: how the transformer is shown its subjects (`engine.families`).
+    reader: see `engine.reader`. knee: tokens in a forward from which on more requests beside each
+    other gain nothing (`engine.batching`).
     """
 
     name: str
@@ -162,6 +173,7 @@ class Preset:
     reference_width: int
     reference_height: int
     family: str = "identity"
+    reader: ReaderConfig | None = None
     knee: int = 8192  # by arithmetic, for Wan on a large card: docs/decisions.md
 
     def latent_shape(self, width: int, height: int, num_frames: int) -> tuple[int, int, int, int]:
@@ -242,6 +254,8 @@ MINIATURE = Preset(
     ),
     reference_width=64,
     reference_height=64,
+    # The groups are the ten factors of a character of `training.world`.
+    reader=ReaderConfig((8, 12, 12, 7, 6, 5, 8, 12, 6, 12), (64, 128), 48, (32, 48)),
     knee=2560,  # measured on a CPU, docs/benchmarks.md
 )
 

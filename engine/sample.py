@@ -16,6 +16,9 @@ from engine.spec import Guidance
 Velocity = Callable[[Tensor, Tensor, Condition], Tensor]
 # The velocities at x and t under each of these conditions.
 Each = Callable[[Velocity, Tensor, Tensor, Sequence[Condition]], Sequence[Tensor]]
+# What becomes of a guess of the clip at a time: (x0 [B, C, F, H, W], t) to x0, the very same where
+# nothing is changed.
+Move = Callable[[Tensor, float], Tensor]
 # A step by its number, as `flow.step` takes it: (plan, index, x, v, history) to x and history.
 Solve = Callable[
     [flow.Schedule, int, Tensor, Tensor, flow.History], tuple[Tensor, flow.History]
@@ -99,12 +102,13 @@ def sample(
     source: Source | None = None,
     each: Each = one_by_one,
     solve: Solve = flow.step,
+    move: Move | None = None,
 ) -> Tensor:
     """Latents [B, C, F, H, W] from noise or a noisy `source`, or on from `resume`, to the same
     bits.
 
     `on_step` is called after every step and may raise to stop. `each` computes the forwards of a
-    step; `solve` makes the step, and may record it.
+    step; `solve` makes the step, and may record it. `move` changes where the velocity points.
     """
     x, history, first = noise_BCFHW, flow.History(), 0
     if source is not None:
@@ -114,6 +118,8 @@ def sample(
         x, history, first = resume.x, resume.history, resume.done
     for index in range(first, plan.num_steps):
         v = guide(velocity, x, float(plan.door[index]), conditions, guidance, each)
+        if move is not None:
+            v = _moved(move, x, v, plan.times[index])
         if source is not None:
             v = source.steer(v, x, plan.times[index])
         x0 = flow.predict_x0(x, v, plan.times[index])
@@ -121,6 +127,14 @@ def sample(
         if on_step is not None:
             on_step(Step(index + 1, plan.num_steps, x, history, x0))
     return x
+
+
+def _moved(move: Move, x: Tensor, v: Tensor, t: Tensor) -> Tensor:
+    """The velocity that points at what `move` makes of where `v` points; the same bits where it
+    leaves that alone."""
+    x0 = flow.predict_x0(x, v, t)
+    moved = move(x0, float(t))
+    return v if moved is x0 else flow.velocity_to(x, moved, t)
 
 
 def guide(

@@ -45,6 +45,8 @@ class Guidance:
         terms are InstructPix2Pix's, equation 3, in the other order: words first.)
     dual: v = u + image_scale * (image - u) + text_scale * (full - image), three forwards
         (Phantom `subject2video.py`, 5.0 and 7.5).
+    identity_scale > 0 also moves the guessed clip, in either mode, towards who a reader sees in the
+        references (`engine.likeness_guidance`), so far at each step, in latents' units.
     Outside `interval` (times, see `engine.flow`) only the full condition is evaluated.
     """
 
@@ -54,11 +56,15 @@ class Guidance:
     text_scale: float = 7.5
     interval: tuple[float, float] = (0.0, 1.0)
     subject_scale: float = 0.0
+    identity_scale: float = 0.0
 
     @classmethod
     def assumed(cls, preset: Preset) -> "Guidance":
         """What a request gets that does not say."""
-        return cls(preset.defaults.guidance_mode, preset.defaults.guidance)
+        assumed = preset.defaults
+        return cls(
+            assumed.guidance_mode, assumed.guidance, identity_scale=assumed.identity_scale
+        )
 
     @property
     def weighed(self) -> tuple[str, ...]:
@@ -79,11 +85,13 @@ class Guidance:
         low, high = self.interval
         return low <= t <= high
 
-    def validate(self, limit: float) -> None:
-        """Raises SpecError unless every number is finite and within [0, limit]."""
+    def validate(self, limits: Limits) -> None:
+        """Raises SpecError unless every number is finite and within the limits."""
+        limit = limits.max_guidance
         check_word("guidance.mode", self.mode, GUIDANCE_MODES)
         for name in ("scale", "image_scale", "text_scale", "subject_scale"):
             _check_real(f"guidance.{name}", getattr(self, name), 0.0, limit)
+        self._check_identity_scale(limits.max_identity_scale)
         if self.mode == "dual" and self.subject_scale:
             raise SpecError("guidance.subject_scale", "goes with mode single; dual has image_scale")
         if len(self.interval) != 2:
@@ -92,6 +100,12 @@ class Guidance:
             _check_real("guidance.interval", bound, 0.0, 1.0)
         if self.interval[0] > self.interval[1]:
             raise SpecError("guidance.interval", "must run from a smaller time to a larger one")
+
+    def _check_identity_scale(self, limit: float) -> None:
+        field = "guidance.identity_scale"
+        if limit == 0 and self.identity_scale != 0:
+            raise SpecError(field, "must be 0: this model brings nobody who reads identities")
+        _check_real(field, self.identity_scale, 0.0, limit)
 
 
 @dataclass(frozen=True)
@@ -149,7 +163,7 @@ class Spec:
         _check_whole("seed", self.seed, 0, MAX_SEED)
         check_word("solver", self.solver, SOLVERS)
         check_word("tier", self.tier, limits.tiers)
-        self.guidance.validate(limits.max_guidance)
+        self.guidance.validate(limits)
 
     def _check_size(self, limits: Limits) -> None:
         for name in ("width", "height"):

@@ -101,6 +101,7 @@ class GuidanceIn(Closed):
     image_scale: Real | None = None
     text_scale: Real | None = None
     subject_scale: Real | None = None
+    identity_scale: Real | None = None
 
 
 def _scale_or_object(value: object) -> object:

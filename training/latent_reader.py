@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,65 +23,32 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.convnet import ResidualBlock, load
-from engine.crops import cut, squares
+from engine.convnet import load
+from engine.crops import cut
+from engine.presets import MINIATURE
+from engine.reader import CROP, LatentReader, cells, divergence, whole_picture
 from training.convnet import loop_of, save
 from training.crops import jitter
 from training.data.shards import ShardFolder, Table
 from training.gallery import SIZES
+from training.grid import rounded
 from training.loop import run as train
 from training.losses import latent_boxes
 from training.world.clip import NUM_FRAMES, sample_script, still_moment
 from training.world.identity import FACTOR_NAMES
+from training.world.scene import Role
 
+assert MINIATURE.reader is not None
+CONFIG = MINIATURE.reader
 FOLDER = Path("runs/latent_reader")
 FILE = "latent_reader.safetensors"
-CROP = 12
-"""Side of the square that is read, latent cells."""
-CONTEXT = 1.2
 VISIBLE = 0.6
 """Characters of which less can be seen teach nothing."""
 STEPS = 4500
+GRID = 2
+"""Steps to the root mean square of the grid on which its matrices ship (`engine.checkpoint`)."""
 CERTAIN_BELOW = 0.75
 """Time below which the identity loss counts in full; from here to noise it falls to nothing."""
-
-
-class LatentReader(nn.Module):
-    """Crops of latents [N, C, 12, 12] -> logits [N, 88] of all factor values in a row."""
-
-    def __init__(self, latent_dim: int, widths: tuple[int, int] = (64, 128)) -> None:
-        super().__init__()
-        narrow, wide = widths
-        self.trunk = nn.Sequential(
-            nn.Conv2d(latent_dim, narrow, 3, 1, 1),
-            ResidualBlock(narrow, narrow),
-            ResidualBlock(narrow, wide, 2),
-            ResidualBlock(wide, wide),
-            nn.BatchNorm2d(wide),
-            nn.SiLU(),
-            nn.Conv2d(wide, 48, 1),
-        )
-        self.hidden = nn.Linear(48 * (CROP // 2) ** 2, 256)
-        self.head = nn.Linear(256, sum(SIZES))
-
-    def forward(self, crops_NCHW: Tensor) -> Tensor:
-        crops_NCHW = crops_NCHW.contiguous(memory_format=torch.channels_last)
-        return self.head(F.silu(self.hidden(self.trunk(crops_NCHW).flatten(1)))).float()
-
-
-def cells(boxes_NX: Tensor, factor: int) -> Tensor:
-    """Squares [N, 3] around boxes, in latent cells (`factor` px each)."""
-    return squares(boxes_NX, CONTEXT) / factor
-
-
-def divergence(true_NV: Tensor, seen_NV: Tensor) -> Tensor:
-    """KL(true || seen) of two readings (logits), summed over the factors: [N] nats."""
-    parts = zip(true_NV.split(SIZES, 1), seen_NV.split(SIZES, 1), strict=True)
-    of_factor = [
-        F.kl_div(seen.log_softmax(1), true.log_softmax(1), reduction="none", log_target=True).sum(1)
-        for true, seen in parts
-    ]
-    return torch.stack(of_factor).sum(0)
 
 
 def certainty(t_B: Tensor) -> Tensor:
@@ -118,12 +86,12 @@ def identity_loss(
     with torch.no_grad():
         true_NV = reader(cut(x0_BCFHW[clip_N, :, frame_N], where_N3, CROP))
     share_N = 1 / shown_BSF.sum((1, 2))[clip_N]
-    return loss_B.index_add(0, clip_N, divergence(true_NV, seen_NV) * share_N)
+    return loss_B.index_add(0, clip_N, divergence(true_NV, seen_NV, SIZES) * share_N)
 
 
 def load_reader(path: Path, latent_dim: int) -> LatentReader:
     """The reader of a file written by `run`, frozen."""
-    return load(LatentReader(latent_dim), path, "miniature_latent_reader")
+    return load(LatentReader(latent_dim, CONFIG), path, "miniature_latent_reader")
 
 
 # --- training ----------------------------------------------------------------------------------
@@ -150,6 +118,43 @@ class Examples:
         return cut(torch.stack(latents).float(), where_N3, CROP)
 
 
+@dataclass(frozen=True)
+class Pictures:
+    """Reference pictures: latents_NCHW of whole ones, and factors_NF, who is on them."""
+
+    latents_NCHW: Tensor
+    factors_NF: Tensor
+
+    def crops(self, pick_N: Tensor, amount: float) -> Tensor:
+        """These pictures as crops, as identity guidance reads them, with half that jitter."""
+        dice = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
+        latents_NCHW = self.latents_NCHW[pick_N].float()
+        where_N3 = jitter(whole_picture(latents_NCHW), amount / 2, dice)
+        return cut(latents_NCHW, where_N3, CROP)
+
+
+def pictures(folder: ShardFolder, shards: Sequence[int]) -> Pictures:
+    """All reference pictures of these shards of a folder (which are on disk)."""
+    table = Table(folder, ("refs",))
+    table.extend(max(shards) + 1)
+    latents: list[Tensor] = []
+    factors: list[tuple[int, ...]] = []
+    for number in (number for shard in shards for number in folder.seeds(shard)):
+        cast = sample_script(number, folder.split)[0].cast
+        latents += table.row(number - folder.first)["refs"][: len(cast)]
+        factors += [astuple(role.identity) for role in cast]
+    return Pictures(torch.stack(latents), torch.tensor(factors))
+
+
+def visible(folder: ShardFolder, number: int, num_frames: int) -> tuple[Tensor, tuple[Role, ...]]:
+    """How much of each character is to be seen in a clip's latent frames, [S, F], and the cast."""
+    scene, _, _ = sample_script(number, folder.split)
+    visible_ST = torch.from_numpy(scene.visibility(NUM_FRAMES, folder.height, folder.width))
+    if folder.still:
+        visible_ST = visible_ST[:, [still_moment(number)]]
+    return latent_boxes(visible_ST[None, ..., None], num_frames)[0, ..., 0], scene.cast
+
+
 def examples(folder: ShardFolder, shards: Sequence[int]) -> Examples:
     """Everybody who can be seen in these shards of a folder (which are on disk)."""
     table = Table(folder, ("video",))
@@ -159,13 +164,9 @@ def examples(folder: ShardFolder, shards: Sequence[int]) -> Examples:
         row = number - folder.first
         tensors = table.row(row)
         num_frames = tensors["latents"].shape[1]
-        scene, _, _ = sample_script(number, folder.split)
-        visible_ST = torch.from_numpy(scene.visibility(NUM_FRAMES, folder.height, folder.width))
-        if folder.still:
-            visible_ST = visible_ST[:, [still_moment(number)]]
+        visible_SF, cast = visible(folder, number, num_frames)
         boxes_SFX = latent_boxes(tensors["boxes"][None], num_frames)[0]
-        visible_SF = latent_boxes(visible_ST[None, ..., None], num_frames)[0, ..., 0]
-        for subject, role in enumerate(scene.cast):
+        for subject, role in enumerate(cast):
             for frame in (visible_SF[subject] > VISIBLE).nonzero()[:, 0].tolist():
                 found.append((row, frame, boxes_SFX[subject, frame], astuple(role.identity)))
     rows, frames, boxes, factors = zip(*found, strict=True)
@@ -174,7 +175,7 @@ def examples(folder: ShardFolder, shards: Sequence[int]) -> Examples:
     )
 
 
-def worn(crops_NCHW: Tensor) -> Tensor:
+def worn(crops_NCHW: Tensor, loudest: float = 0.5) -> Tensor:
     """What a generator's guess lacks: half of the crops lose sharpness, most get some noise."""
 
     def pick(share: float) -> Tensor:
@@ -183,12 +184,12 @@ def worn(crops_NCHW: Tensor) -> Tensor:
     loss, loud = (torch.rand(len(crops_NCHW), 1, 1, 1) for _ in range(2))
     blurred = F.avg_pool2d(F.pad(crops_NCHW, (1, 1, 1, 1), "replicate"), 3, 1)
     x = torch.lerp(crops_NCHW, blurred, loss * pick(0.5))
-    return x + 0.5 * loud * pick(0.7) * torch.randn_like(x)
+    return x + loudest * loud * pick(0.7) * torch.randn_like(x)
 
 
-def draw_batch(sources: Sequence[tuple[Examples, int]]) -> tuple[Tensor, Tensor]:
+def draw_batch(sources: Sequence[tuple[Examples | Pictures, int]]) -> tuple[Tensor, Tensor]:
     """(crops, factors): so many examples of each source, worn."""
-    picks = [(source, torch.randint(len(source.row_N), (num,))) for source, num in sources]
+    picks = [(source, torch.randint(len(source.factors_NF), (num,))) for source, num in sources]
     crops = torch.cat([source.crops(pick, 0.08) for source, pick in picks])
     return worn(crops), torch.cat([source.factors_NF[pick] for source, pick in picks])
 
@@ -202,10 +203,12 @@ def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def examine(model: nn.Module, unseen: Examples, num: int = 2000) -> dict[str, float]:
-    """Accuracy of each factor on clips that training did not use, and their mean."""
+def examine(
+    model: nn.Module, unseen: Examples | Pictures, num: int = 2000
+) -> dict[str, float]:
+    """Accuracy of each factor where training has not looked, and their mean."""
     model.eval()
-    pick_N = torch.from_numpy(np.random.default_rng(0).permutation(len(unseen.row_N))[:num])
+    pick_N = torch.from_numpy(np.random.default_rng(0).permutation(len(unseen.factors_NF))[:num])
     read = model(unseen.crops(pick_N, 0.0)).split(SIZES, 1)
     right = [p.argmax(1) == unseen.factors_NF[pick_N, i] for i, p in enumerate(read)]
     told = {name: float(r.float().mean()) for name, r in zip(FACTOR_NAMES, right, strict=True)}
@@ -214,25 +217,42 @@ def examine(model: nn.Module, unseen: Examples, num: int = 2000) -> dict[str, fl
 
 def run_on(stills: ShardFolder, clips: ShardFolder, folder: Path, steps: int = STEPS) -> None:
     """Trains on all shards that are on disk; the last one of clips only examines."""
-    num_stills, num_clips = (f.num_ready(("video",)) for f in (stills, clips))
+    num_stills, num_clips = ready(stills, clips)
+    known, last = range(num_clips - 1), [num_clips - 1]
+    seen: list[tuple[Examples | Pictures, int]] = [
+        (examples(stills, range(num_stills)), 40),
+        (examples(clips, known), 120),
+        (pictures(clips, known), 32),
+    ]
+    unseen, strangers = examples(clips, last), pictures(clips, last)
+
+    def look(model: nn.Module) -> dict[str, float]:
+        return examine(model, unseen) | {"pictures": examine(model, strangers)["mean"]}
+
+    torch.manual_seed(0)
+    latent_dim = unseen.table.row(0)["latents"].shape[0]
+    train(
+        loop_of("latent_reader", steps),
+        LatentReader(latent_dim, CONFIG),
+        loss,
+        lambda index: draw_batch(seen),
+        eval_fn=look,
+        export_fn=lambda model, where: save(model, where / FILE),
+        folder=folder,
+        around=partial(rounded, steps=GRID),
+    )
+
+
+def ready(stills: ShardFolder, clips: ShardFolder) -> tuple[int, int]:
+    """How many shards of each are on disk. FileNotFoundError: too few to learn and to examine."""
+    num_stills = stills.num_ready(("video",))
+    num_clips = clips.num_ready(("video", "refs"))
     if not num_stills or num_clips < 2:
         raise FileNotFoundError(
             f"{stills.path} and {clips.path} hold {num_stills} and {num_clips} shards, at least 1 "
             "and 2 are wanted: run `troupe train miniature_shards` first"
         )
-    seen = [(examples(stills, range(num_stills)), 48), (examples(clips, range(num_clips - 1)), 144)]
-    unseen = examples(clips, [num_clips - 1])
-    torch.manual_seed(0)
-    latent_dim = unseen.table.row(0)["latents"].shape[0]
-    train(
-        loop_of("latent_reader", steps),
-        LatentReader(latent_dim),
-        loss,
-        lambda index: draw_batch(seen),
-        eval_fn=lambda model: examine(model, unseen),
-        export_fn=lambda model, where: save(model, where / FILE),
-        folder=folder,
-    )
+    return num_stills, num_clips
 
 
 def run() -> None:

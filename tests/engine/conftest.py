@@ -1,7 +1,8 @@
 """Small random models for the engine's tests: the shipped classes at toy sizes."""
 
+import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +12,14 @@ from diffusers import WanTransformer3DModel
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from torch import nn
 
 from engine.dit import WanDiT
 from engine.encodings import Encoders
 from engine.folders import MANIFEST, Manifest, sha256
 from engine.pipeline import Engine
 from engine.presets import MINIATURE, DiTConfig, Preset, TextConfig
+from engine.reader import CONTEXT
 from engine.spec import Reference
 from engine.stores import Store, open_store
 from engine.stream import SubjectInputs
@@ -52,6 +55,23 @@ def random_dit(config: DiTConfig = TOY, seed: int = 0) -> WanDiT:
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
     return model.eval()
+
+
+class Spots(nn.Module):
+    """A locator that finds somebody at these cells (x, y) of every frame, whatever it is shown: in
+    boxes whose crops are 8 x 8 cells, centred on the cell's upper left corner."""
+
+    def __init__(self, places: Sequence[tuple[int, int]]) -> None:
+        super().__init__()
+        self.places = places
+
+    def forward(self, latents_NCHW: torch.Tensor) -> torch.Tensor:
+        maps = torch.zeros(len(latents_NCHW), 5, *latents_NCHW.shape[-2:])
+        maps[:, 0], maps[:, 3:] = -9.0, math.log(8 / CONTEXT)
+        for x, y in self.places:
+            maps[:, 0, y, x] = 9.0
+            maps[:, 1:3, y, x] = -0.5
+        return maps
 
 
 def diffusers_twin(ours: WanDiT) -> WanTransformer3DModel:

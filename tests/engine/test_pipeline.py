@@ -12,13 +12,29 @@ from engine.encodings import stack
 from engine.errors import BackendError, Cancelled, SpecError
 from engine.families import noise
 from engine.pipeline import Progress
+from engine.presets import ReaderConfig
+from engine.reader import Readers
 from engine.sample import Step
 from engine.spec import Guidance, Spec
 from engine.vae import to_frames
-from tests.engine.conftest import TOY_PRESET, picture, random_engine
+from tests.engine.conftest import TOY_PRESET, Spots, picture, random_engine
 
 SPEC = Spec.of(TOY_PRESET, "@anna waves to @bob", ("anna", "bob"), seed=7)
 CAST = [picture("anna"), picture("bob", (20, 40, 220))]
+
+
+@pytest.fixture
+def moving_engine():
+    """One that brings readers, random ones, who find somebody in the middle of every frame."""
+    torch.manual_seed(0)
+    engine = random_engine()
+    limits = replace(TOY_PRESET.limits, max_identity_scale=1.0)
+    engine.preset = engine.encoder.preset = replace(TOY_PRESET, limits=limits)
+    readers = Readers(16, ReaderConfig((3, 4), (8, 16), 8, (8, 16))).eval().requires_grad_(False)
+    readers.where = Spots([(6, 4)])
+    engine.readers = readers
+    with torch.backends.mkldnn.flags(enabled=False):
+        yield engine
 
 
 def test_same_seed_same_bytes_and_another_seed_another_video(engine):
@@ -200,6 +216,35 @@ def test_a_run_resumes_to_the_same_bits(engine):
         whole = engine.sample(*given, on_step=saved.append)
         again = engine.sample(*given, resume=saved[1])
         assert torch.equal(whole, again)
+
+
+def test_identity_guidance_moves_what_subjects_look_like(moving_engine):
+    """And nothing else: not a video without subjects, nor one that does not ask for it."""
+    engine, plain = moving_engine, random_engine()
+    asked = replace(SPEC, guidance=replace(SPEC.guidance, identity_scale=0.3))
+    moved = engine.generate(asked, CAST)
+    assert engine.generate(asked, CAST).mp4() == moved.mp4()
+    still = plain.generate(SPEC, CAST).frames
+    assert np.array_equal(engine.generate(SPEC, CAST).frames, still)
+    assert not np.array_equal(moved.frames, still)
+    nobody = Spec.of(TOY_PRESET, "a sunny meadow", seed=7)
+    alone = replace(nobody, guidance=asked.guidance)
+    assert np.array_equal(
+        engine.generate(alone, []).frames, plain.generate(nobody, []).frames
+    )
+    with pytest.raises(SpecError) as caught:
+        plain.generate(asked, CAST)
+    assert caught.value.field == "guidance.identity_scale"
+
+
+def test_a_run_under_identity_guidance_resumes_to_the_same_bits(moving_engine):
+    request, negative = (stack([e]) for e in moving_engine.encode(SPEC, CAST))
+    plan, saved = flow.schedule("unipc", 6, 3.0), []
+    given = (request, negative, [3], (16, 2, 8, 12), plan, Guidance(identity_scale=0.3))
+    whole = moving_engine.sample(*given, on_step=saved.append)
+    assert torch.equal(whole, moving_engine.sample(*given, resume=saved[2]))
+    with pytest.raises(BackendError, match="identity_scale"):
+        random_engine().sample(*given)
 
 
 def test_a_batch_is_its_requests(engine):

@@ -111,3 +111,21 @@ def test_steps_may_be_made_by_somebody_else():
 
     x = sample(Counting(), torch.zeros(1, 1), CONDITIONS, plan, Guidance(scale=2.5), solve=solve)
     assert float(x) == 30 and seen == [(0, 11.0), (1, 11.0), (2, 11.0)]
+
+
+def test_a_move_changes_where_the_velocity_points():
+    """The last step ends where the move says, under either solver; the very same guess, the very
+    same bits."""
+    for solver in ("euler", "unipc"):
+        plan = flow.schedule(solver, 4, 3.0)
+        given = (Counting(), torch.randn(1, 2, 1, 3, 3), CONDITIONS, plan, Guidance(scale=2.5))
+        told: list[float] = []
+
+        def to_three(x0: torch.Tensor, t: float, told: list[float] = told) -> torch.Tensor:
+            told.append(t)
+            return torch.full_like(x0, 3.0)
+
+        ended = sample(*given, move=to_three)
+        torch.testing.assert_close(ended, torch.full_like(ended, 3.0))
+        assert told == [float(t) for t in plan.times[:4]]
+        assert torch.equal(sample(*given, move=lambda x0, t: x0), sample(*given))

@@ -82,16 +82,30 @@ def test_unknown_fields_are_refused():
 def test_the_subjects_own_pull_goes_with_single_guidance():
     assert Guidance(scale=1.0).is_off and not Guidance(scale=1.0, subject_scale=2.0).is_off
     dual = Guidance("dual", 2.5, image_scale=4.0)
-    dual.validate(20)
+    dual.validate(MINIATURE.limits)
     with pytest.raises(SpecError) as caught:
-        replace(dual, subject_scale=1.0).validate(20)
+        replace(dual, subject_scale=1.0).validate(MINIATURE.limits)
     assert caught.value.field == "guidance.subject_scale"
+
+
+def test_identity_guidance_is_for_models_that_bring_readers():
+    asked, field = Guidance(identity_scale=0.3), "guidance.identity_scale"
+    none, some = (replace(MINIATURE.limits, max_identity_scale=most) for most in (0.0, 1.0))
+    asked.validate(some)
+    replace(asked, mode="dual").validate(some)
+    for limits, scale in ((none, 0.3), (some, 1.1), (some, -0.1), (some, float("nan"))):
+        with pytest.raises(SpecError) as caught:
+            replace(asked, identity_scale=scale).validate(limits)
+        assert caught.value.field == field
+    usual = replace(MINIATURE.defaults, identity_scale=0.2)
+    assert Guidance.assumed(replace(MINIATURE, defaults=usual)).identity_scale == 0.2
+    assert asked.is_off == Guidance().is_off  # it is no forward of the transformer
 
 
 def test_a_record_from_before_there_was_such_a_pull_has_none():
     old = GOOD.to_json()
-    del old["guidance"]["subject_scale"]
-    assert Spec.from_json(old).guidance.subject_scale == 0
+    del old["guidance"]["subject_scale"], old["guidance"]["identity_scale"]
+    assert Spec.from_json(old).guidance == GOOD.guidance
 
 
 def test_survives_a_job_record():

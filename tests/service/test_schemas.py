@@ -33,6 +33,10 @@ def test_guidance_keeps_what_it_was_not_told() -> None:
     assert spec.guidance == Guidance(mode="dual", scale=2.5, image_scale=4.0)
     pulled = parse(guidance={"subject_scale": 3}).to_spec(MINIATURE, ())
     assert pulled.guidance == Guidance(scale=2.5, subject_scale=3.0)
+    moved = parse(guidance={"identity_scale": "0.2"}).guidance
+    assert moved is not None and moved.identity_scale == 0.2
+    with pytest.raises(RequestError, match="identity_scale: must be 0: this model brings nobody"):
+        parse(guidance={"identity_scale": 0.2}).to_spec(WAN_1_3B, ())
     assert parse(guidance=1).to_spec(MINIATURE, ()).guidance.is_off
 
 

@@ -10,17 +10,14 @@ import torch
 from torch.nn import functional as F
 
 from engine.crops import cut
-from engine.presets import Preset
+from engine.presets import Preset, ReaderConfig
+from engine.reader import CROP, LatentReader, cells, divergence
 from training import sft
 from training.data.shards import ShardFolder, Table
 from training.gallery import SIZES
 from training.latent_reader import (
-    CROP,
     FILE,
-    LatentReader,
-    cells,
     certainty,
-    divergence,
     examples,
     identity_loss,
     load_reader,
@@ -29,6 +26,8 @@ from training.latent_reader import (
 from training.report import read_log
 from training.world.clip import sample_clip
 
+SMALL = ReaderConfig(SIZES, (8, 16), 48, (8, 16))
+
 
 @pytest.fixture
 def reader() -> Iterator[LatentReader]:
@@ -36,7 +35,7 @@ def reader() -> Iterator[LatentReader]:
     # oneDNN's backward of a few small crops has crashed here (torch 2.13 with AMX, two of six runs
     # after other convolutions in the same process); how a convolution is computed is not tested.
     with torch.backends.mkldnn.flags(enabled=False):
-        yield LatentReader(16, (8, 16)).eval()
+        yield LatentReader(16, SMALL).eval()
 
 
 def test_divergence_is_cross_entropy_less_entropy_and_zero_between_equals() -> None:
@@ -46,8 +45,8 @@ def test_divergence_is_cross_entropy_less_entropy_and_zero_between_equals() -> N
     for p, q in zip(true.split(SIZES, 1), seen.split(SIZES, 1), strict=True):
         own = F.cross_entropy(p, p.softmax(1), reduction="none")
         want += F.cross_entropy(q, p.softmax(1), reduction="none") - own
-    torch.testing.assert_close(divergence(true, seen), want)
-    assert divergence(true, true).abs().max() < 1e-5
+    torch.testing.assert_close(divergence(true, seen, SIZES), want)
+    assert divergence(true, true, SIZES).abs().max() < 1e-5
 
 
 def test_certainty_falls_to_nothing_at_noise() -> None:

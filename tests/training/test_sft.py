@@ -267,10 +267,10 @@ def test_compiling_takes_what_has_no_stream(config: sft.SftConfig) -> None:
 
 def test_identity_loss_is_added_and_told(config: sft.SftConfig, tmp_path: Path) -> None:
     from training import convnet
-    from training.latent_reader import LatentReader
+    from training.latent_reader import CONFIG, LatentReader
 
     torch.manual_seed(0)
-    convnet.save(LatentReader(16), tmp_path / "reader.safetensors")
+    convnet.save(LatentReader(16, CONFIG), tmp_path / "reader.safetensors")
     plain = replace(config, loop=replace(LOOP, steps=1))
     sft.train(plain, tmp_path / "plain")
     read = replace(plain, identity_gain=1.0, reader=tmp_path / "reader.safetensors", draws=2)

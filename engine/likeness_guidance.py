@@ -1,0 +1,173 @@
+"""Identity guidance: at every step the guessed clip is moved towards who the references show.
+
+    x, v ─▶ x0 = x - t v ─ Locator ─▶ boxes ─▶ crops ─ reader ─▶ KL(reference || crop) ─┐
+             x0 - strength * direction  ◀─ down the gradient, of unit size in the boxes ┘
+
+Classifier guidance (Dhariwal and Nichol, arXiv 2105.05233) with a reader of identities, moved where
+the velocity points instead of through the transformer, as manifold-preserving guidance does (He et
+al., arXiv 2311.16424): it costs convnets, no backward pass of the transformer. A convnet is also
+satisfied by patterns that nobody sees; its gradient is therefore averaged over crops with noise and
+jitter (SmoothGrad, arXiv 1706.03825), and none is taken of times at which the transformer would
+no longer turn a pattern into a feature.
+
+Stateless: where everybody is, is looked up anew at every step, and the noise follows from the time,
+so a run that is resumed makes the same clip. Who is who is found by likeness and place
+(`engine.matching`), which never exchanges subjects that the transformer has put where they belong.
+
+Legend: B clips, C latent channels, F latent frames, H W latents, S subjects, N crops, D detections
+of a frame, V logits of a reading, X box corners (px).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from engine.crops import cut
+from engine.detector import decode
+from engine.encodings import EncodingsBatch
+from engine.errors import BackendError
+from engine.matching import NOBODY, assign, centres
+from engine.reader import CROP, Readers, cells, divergence, whole_picture
+from engine.sample import Move
+from engine.spec import Guidance
+
+EARLIEST, LATEST = 0.95, 0.3
+"""Times between which it moves: before, a guess shows nobody, and after it no step is left that
+would draw what the move only hints at."""
+DRAWS, NOISE, JITTER = 4, 1.0, 0.06
+"""So many worn crops of each character; noise in latents' units, jitter as a share of a crop."""
+NATS = 10.0
+"""A divergence of so many nats counts against a place as a cosine of 1 does."""
+SMOOTH = 0.7
+
+
+def moving(
+    readers: Readers | None, batch: EncodingsBatch, guidance: Guidance, factor: int
+) -> Move | None:
+    """What moves the guesses of these requests; None where it is not asked for, or nobody is there
+    to be like.
+
+    Raises BackendError: it is asked for, and the model brings no readers.
+    """
+    if guidance.identity_scale == 0 or not bool(batch.subject_mask_BS.any()):
+        return None
+    if readers is None:
+        raise BackendError("identity_scale: this model brings nobody who reads identities")
+    return LikenessGuidance(readers, batch, guidance.identity_scale, factor)
+
+
+class LikenessGuidance:
+    """The subjects of a batch of requests, as a reader sees them, and how clips move towards them.
+
+    strength: root mean square of a move in the boxes, in latents' units. factor: px per cell.
+    """
+
+    def __init__(
+        self, readers: Readers, batch: EncodingsBatch, strength: float, factor: int
+    ) -> None:
+        self.readers, self.strength, self.factor = readers, strength, factor
+        self.mask_BS = batch.subject_mask_BS.cpu()
+        self.wanted_BSV = read_references(readers, batch.refs_BSCHW)
+
+    def __call__(self, x0_BCFHW: Tensor, t: float) -> Tensor:
+        """The clip, moved; outside of the times, and where nobody is found, as it was."""
+        if not LATEST <= t <= EARLIEST:
+            return x0_BCFHW
+        clip_N, subject_N, frame_N, boxes_NX = self._found(x0_BCFHW)
+        if not len(clip_N):
+            return x0_BCFHW
+        device = x0_BCFHW.device
+        clip_N, subject_N, frame_N = (x.to(device) for x in (clip_N, subject_N, frame_N))
+        squares_N3 = cells(boxes_NX, self.factor).to(device)
+        gradient = self._gradient(x0_BCFHW, clip_N, subject_N, frame_N, squares_N3, t)
+        room_B = torch.zeros(len(x0_BCFHW), device=device)
+        room_B = room_B.index_add(0, clip_N, squares_N3[:, 2] ** 2) * x0_BCFHW.shape[1]
+        size_B = (gradient.square().sum((1, 2, 3, 4)) / room_B.clamp_min(1)).sqrt()
+        unit = gradient / size_B.clamp_min(1e-12)[:, None, None, None, None]
+        return x0_BCFHW - self.strength * unit.to(x0_BCFHW.dtype)
+
+    @torch.no_grad()
+    def _found(self, x0_BCFHW: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Clip, subject, latent frame and box of everybody who is found, on the CPU."""
+        rows: list[Tensor] = [torch.zeros(0, 3, dtype=torch.long)]
+        boxes: list[Tensor] = [torch.zeros(0, 4)]
+        for clip, x0_CFHW in enumerate(x0_BCFHW):
+            subjects = self.mask_BS[clip].nonzero()[:, 0]
+            who_FS, boxes_FDX = self._who(x0_CFHW.float().transpose(0, 1), clip, subjects)
+            frame_N, place_N = (who_FS != NOBODY).nonzero(as_tuple=True)
+            owner = torch.full_like(frame_N, clip)
+            rows.append(torch.stack([owner, subjects[place_N], frame_N], 1))
+            boxes.append(boxes_FDX[frame_N, who_FS[frame_N, place_N]])
+        clip_N, subject_N, frame_N = torch.cat(rows).unbind(1)
+        return clip_N, subject_N, frame_N, torch.cat(boxes)
+
+    def _who(self, latents_FCHW: Tensor, clip: int, subjects: Tensor) -> tuple[Tensor, Tensor]:
+        """Detection of each subject in each latent frame [F, S], NOBODY where there is none, and
+        the detections' boxes [F, D, 4]; on the CPU."""
+        seen = decode(self.readers.where(latents_FCHW))
+        most = len(subjects) + 1
+        real_FD, boxes_FDX = seen.score_NK[:, :most] > 0, seen.boxes_NKS[:, :most]
+        frame_N, detection_N = real_FD.nonzero(as_tuple=True)
+        if not len(frame_N) or not len(subjects):
+            return torch.full((len(latents_FCHW), len(subjects)), NOBODY), boxes_FDX.cpu()
+        squares_N3 = cells(boxes_FDX[frame_N, detection_N], self.factor)
+        read_NV = self.readers.who(cut(latents_FCHW[frame_N], squares_N3, CROP))
+        nats_FDS = torch.zeros(*real_FD.shape, len(subjects))
+        for place, subject in enumerate(subjects):
+            wanted_NV = self.wanted_BSV[clip, subject].expand(len(read_NV), -1)
+            away_N = divergence(wanted_NV, read_NV, self.readers.config.groups)
+            nats_FDS[frame_N.cpu(), detection_N.cpu(), place] = away_N.cpu()
+        boxes, height = boxes_FDX.cpu(), latents_FCHW.shape[2] * self.factor
+        who_FS = assign(
+            -nats_FDS.double().numpy() / NATS,
+            real_FD.cpu().numpy(),
+            centres(boxes.double().numpy()) / height,
+            SMOOTH,
+        )
+        return torch.from_numpy(who_FS), boxes
+
+    def _gradient(
+        self,
+        x0_BCFHW: Tensor,
+        clip_N: Tensor,
+        subject_N: Tensor,
+        frame_N: Tensor,
+        squares_N3: Tensor,
+        t: float,
+    ) -> Tensor:
+        """Of the divergences' sum, each the mean over worn crops; shape of x0, fp32."""
+        dice = torch.Generator().manual_seed(round(t * 2**20))
+        wanted_NV = self.wanted_BSV[clip_N, subject_N]
+        with torch.enable_grad(), _fp32(x0_BCFHW.device):
+            x0 = x0_BCFHW.detach().float().clone().requires_grad_()
+            frames_NCHW = x0[clip_N, :, frame_N]
+            total = x0.new_zeros(())
+            for _ in range(DRAWS):
+                # The same wear for everybody: nothing may depend on who else is in the batch.
+                worn = torch.rand(1, 3, generator=dice) * 2 - 1
+                noise = NOISE * torch.randn(1, x0.shape[1], CROP, CROP, generator=dice)
+                where_N3 = _shaken(squares_N3, worn.to(x0.device))
+                crops = cut(frames_NCHW, where_N3, CROP) + noise.to(x0.device)
+                read_NV = self.readers.who(crops)
+                total = total + divergence(wanted_NV, read_NV, self.readers.config.groups).sum()
+            return torch.autograd.grad(total, x0)[0]
+
+
+@torch.no_grad()
+def read_references(readers: Readers, refs_BSCHW: Tensor) -> Tensor:
+    """What the reader sees in whole reference pictures' latents: [B, S, V]."""
+    refs_NCHW = refs_BSCHW.flatten(0, 1).float()
+    read_NV = readers.who(cut(refs_NCHW, whole_picture(refs_NCHW), CROP))
+    return read_NV.unflatten(0, refs_BSCHW.shape[:2])
+
+
+def _shaken(squares_N3: Tensor, worn_13: Tensor) -> Tensor:
+    """Squares moved and scaled by up to JITTER of their sides, all of them alike."""
+    side_N1 = squares_N3[:, 2:]
+    centre = squares_N3[:, :2] + worn_13[:, :2] * JITTER * side_N1
+    return torch.cat([centre, side_N1 * (1 + 1.5 * JITTER * worn_13[:, 2:])], -1)
+
+
+def _fp32(device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, enabled=False)
