@@ -108,10 +108,14 @@ class Examples:
     boxes_NX: Tensor
     factors_NF: Tensor
 
+    def latents(self, row: int, frame: int) -> Tensor:
+        """Of one latent frame, [C, H, W]."""
+        return self.table.row(row)["latents"][:, frame]
+
     def crops(self, pick_N: Tensor, amount: float) -> Tensor:
         """Crops of these examples, [N, C, 12, 12], with a detector's jitter."""
         rows = zip(self.row_N[pick_N].tolist(), self.frame_N[pick_N].tolist(), strict=True)
-        latents = [self.table.row(row)["latents"][:, frame] for row, frame in rows]
+        latents = [self.latents(row, frame) for row, frame in rows]
         factor = self.table.folder.height // latents[0].shape[1]
         dice = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
         where_N3 = jitter(cells(self.boxes_NX[pick_N], factor), amount, dice)
@@ -131,6 +135,9 @@ class Pictures:
         latents_NCHW = self.latents_NCHW[pick_N].float()
         where_N3 = jitter(whole_picture(latents_NCHW), amount / 2, dice)
         return cut(latents_NCHW, where_N3, CROP)
+
+
+Source = Examples | Pictures
 
 
 def pictures(folder: ShardFolder, shards: Sequence[int]) -> Pictures:
@@ -187,7 +194,7 @@ def worn(crops_NCHW: Tensor, loudest: float = 0.5) -> Tensor:
     return x + loudest * loud * pick(0.7) * torch.randn_like(x)
 
 
-def draw_batch(sources: Sequence[tuple[Examples | Pictures, int]]) -> tuple[Tensor, Tensor]:
+def draw_batch(sources: Sequence[tuple[Source, int]]) -> tuple[Tensor, Tensor]:
     """(crops, factors): so many examples of each source, worn."""
     picks = [(source, torch.randint(len(source.factors_NF), (num,))) for source, num in sources]
     crops = torch.cat([source.crops(pick, 0.08) for source, pick in picks])
@@ -203,9 +210,7 @@ def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def examine(
-    model: nn.Module, unseen: Examples | Pictures, num: int = 2000
-) -> dict[str, float]:
+def examine(model: nn.Module, unseen: Source, num: int = 2000) -> dict[str, float]:
     """Accuracy of each factor where training has not looked, and their mean."""
     model.eval()
     pick_N = torch.from_numpy(np.random.default_rng(0).permutation(len(unseen.factors_NF))[:num])
@@ -219,7 +224,7 @@ def run_on(stills: ShardFolder, clips: ShardFolder, folder: Path, steps: int = S
     """Trains on all shards that are on disk; the last one of clips only examines."""
     num_stills, num_clips = ready(stills, clips)
     known, last = range(num_clips - 1), [num_clips - 1]
-    seen: list[tuple[Examples | Pictures, int]] = [
+    seen: list[tuple[Source, int]] = [
         (examples(stills, range(num_stills)), 40),
         (examples(clips, known), 120),
         (pictures(clips, known), 32),

@@ -30,6 +30,7 @@ RECIPES = {
     "miniature_identity": Recipe("identity", "the instruments: identity, detector, oracle"),
     "miniature_shards": Recipe("sft_miniature", "stills and clips, encoded", "run_shards"),
     "miniature_latent_reader": Recipe("latent_reader", "who is in latents, for loss and guidance"),
+    "miniature_readers": Recipe("readers", "both, for guidance, on guesses of what ships"),
     "miniature_locator": Recipe("locator", "where somebody stands in latents"),
     "miniature_sft_small": Recipe("sft_miniature", "the generator, small clips", "run_small"),
     "miniature_sft_still": Recipe("sft_miniature", "then stills: who is who", "run_still"),
