@@ -6,10 +6,10 @@ all. Without an evaluation of these very weights it writes runs/candidate, to be
 keeps characters less far than the model that it would replace is refused, except by
 `miniature_publish_anyway`.
 
-The transformer's matrices are rounded to a grid of GRID steps per root mean square and stored as
-int8: git keeps every version for ever, and so a file packs into a third of the room. A run that
-changes what shipped (`miniature_sft_more`) leaves that file with its change beside it. A part that
-has no run here is the shipped one's. What ships is what is measured.
+Matrices of the transformer and of the readers are rounded to a grid (GRIDS: so many steps to the
+root mean square) and stored as int8: git keeps every version for ever, and so a file packs into a
+third of the room. A run that changes what shipped (`miniature_sft_more`) leaves that file with its
+change beside it. A part that has no run here is the shipped one's. What ships is what is measured.
 """
 
 from __future__ import annotations
@@ -28,12 +28,15 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
-from engine import golden
+from engine import golden, reader
 from engine.change import without_changes
 from engine.checkpoint import on_grid, open_tensors, read_tensors, tensor_bytes
+from engine.encoder import needed_files
 from engine.errors import CheckpointError
 from engine.evaluation import shortfalls
 from engine.folders import MANIFEST, Manifest, read_manifest, save_folder, verify
+from engine.presets import MINIATURE
+from training import latent_reader
 from training.report import read_log, smooth
 
 # File in the model folder: where its recipe leaves it, below runs/.
@@ -51,6 +54,7 @@ FILES = {
 CANDIDATE = "runs/candidate"  # what would ship, before it is evaluated
 GRID = 3
 CHANGE_SPACING = 1.6  # a bit and a half for each number that was trained
+GRIDS = {"dit.safetensors": GRID, reader.FILE: latent_reader.GRID}
 DIT = f"{FILES['dit.safetensors']}/dit.safetensors"
 MORE = "miniature_sft_more/dit.safetensors"  # where it has been run, it ships
 STATES = {
@@ -61,6 +65,9 @@ STATES = {
     "dit_still": "miniature_sft_still",
     "dit": "miniature_sft",
     "dit_more": "miniature_sft_more",
+    "latent_reader": "latent_reader",
+    "locator": "locator",
+    "readers": "readers",
     "identity": "identity/encoder",
     "detector": "identity/detector",
     "oracle": "identity/oracle",
@@ -131,7 +138,7 @@ def gather(runs: Path, shipped: Path) -> dict[str, bytes | Path]:
     """
     files: dict[str, bytes | Path] = {}
     kept: list[str] = []
-    for name, run in FILES.items():
+    for name, run in wanted().items():
         path = runs / run / name
         if not path.parent.exists() and (shipped / name).exists():
             path = shipped / name
@@ -142,11 +149,10 @@ def gather(runs: Path, shipped: Path) -> dict[str, bytes | Path]:
     if kept:
         verify(shipped)  # what somebody has damaged must not get a new digest
         files |= {name: (shipped / name).read_bytes() for name in kept}
-    if "dit.safetensors" not in kept:
-        dit: dict[str, Tensor] = {}
-        for name, tensor in read_tensors(runs / DIT).items():
-            dit |= on_grid(name, tensor, GRID)
-        files["dit.safetensors"] = tensor_bytes(dit)
+    for name in (name for name in GRIDS if name in files and name not in kept):
+        exact = files[name]
+        assert isinstance(exact, Path)
+        files[name] = _rounded(exact, GRIDS[name])
     if not (runs / MORE).parent.exists():
         return files
     if not (runs / MORE).exists():
@@ -160,6 +166,20 @@ def gather(runs: Path, shipped: Path) -> dict[str, bytes | Path]:
             " again, or move it away"
         )
     return files | {"dit.safetensors": (runs / MORE).read_bytes()}
+
+
+def wanted() -> dict[str, str]:
+    """`FILES`, with the readers where the preset lets them guide."""
+    readers = {reader.FILE: "readers"} if reader.FILE in needed_files(MINIATURE) else {}
+    return FILES | readers
+
+
+def _rounded(path: Path, grid: int) -> bytes:
+    """A file's matrices on a grid of so many steps to the root mean square."""
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in read_tensors(path).items():
+        tensors |= on_grid(name, tensor, grid)
+    return tensor_bytes(tensors)
 
 
 def publish(

@@ -1,17 +1,19 @@
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from engine import golden
+from engine import golden, reader
 from engine.change import changes
 from engine.checkpoint import read_tensors, tensor_bytes
 from engine.errors import CheckpointError
 from engine.folders import Manifest, verify
+from training import latent_reader
 from training import publish as publishing
 from training.publish import DIT, FILES, GRID, MORE, draw_lineage, gather, lineage, publish
 
@@ -156,6 +158,25 @@ def test_matrices_ship_on_a_grid_and_vectors_as_they_are(runs: Path, tmp_path: P
     assert torch.equal(shipped["b"], trained["b"].bfloat16().float())
     error = (shipped["w"] - trained["w"]).square().mean() / trained["w"].square().mean()
     assert error < (1.1 / (GRID * 12**0.5)) ** 2, "that of even rounding"
+
+
+def test_readers_ship_where_the_preset_lets_them_guide(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    limits = replace(publishing.MINIATURE.limits, max_identity_scale=1.0)
+    monkeypatch.setattr(publishing, "MINIATURE", replace(publishing.MINIATURE, limits=limits))
+    with pytest.raises(FileNotFoundError, match="the recipe of readers has not exported it"):
+        gather(runs, tmp_path / "none")
+    made = runs / "readers" / reader.FILE
+    made.parent.mkdir()
+    save_file({"who.w": torch.randn(32, 32), "who.b": torch.randn(5)}, made)
+    published(runs, tmp_path / "model")
+    file = tmp_path / "model" / reader.FILE
+    assert verify(tmp_path / "model").files.keys() == set(FILES) | {reader.FILE}
+    steps = load_file(file)["who.w"].abs().max()
+    assert load_file(file)["who.w"].dtype == torch.int8 and steps < 5 * latent_reader.GRID
+    shutil.rmtree(made.parent)  # later versions keep it, to the byte
+    assert gather(runs, tmp_path / "model")[reader.FILE] == file.read_bytes()
 
 
 def test_without_its_own_figures_nothing_is_published(runs: Path, tmp_path: Path):
