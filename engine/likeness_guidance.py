@@ -11,14 +11,18 @@ jitter (SmoothGrad, arXiv 1706.03825), and none is taken of times at which the t
 no longer turn a pattern into a feature.
 
 Stateless: where everybody is, is looked up anew at every step, and the noise follows from the time,
-so a run that is resumed makes the same clip. Who is who is found by likeness and place
-(`engine.matching`), which never exchanges subjects that the transformer has put where they belong.
+so on a CPU a run that is resumed makes the same clip (on a card the backward of a crop adds up in
+any order). Who is who is found by likeness and place (`engine.matching`).
 
 Legend: B clips, C latent channels, F latent frames, H W latents, S subjects, N crops, D detections
 of a frame, V logits of a reading, X box corners (px).
 """
 
 from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -37,8 +41,9 @@ EARLIEST, LATEST = 0.9, 0.2
 would draw what the move only hints at."""
 DRAWS, NOISE, JITTER = 8, 1.0, 0.06
 """So many worn crops of each character; noise in latents' units, jitter as a share of a crop."""
-NATS = 10.0
-"""A divergence of so many nats counts against a place as a cosine of 1 does."""
+NATS = 30.0
+"""A divergence of so many nats, or the clip's largest, counts as a cosine of 1 less does: however
+unlike somebody is, it is found where nobody else is left."""
 SMOOTH = 0.7
 
 
@@ -60,7 +65,8 @@ def moving(
 class LikenessGuidance:
     """The subjects of a batch of requests, as a reader sees them, and how clips move towards them.
 
-    strength: root mean square of a move in the boxes, in latents' units. factor: px per cell.
+    strength: root mean square of a move in the squares that are read, in latents' units. factor: px
+    per cell.
     """
 
     def __init__(
@@ -68,13 +74,15 @@ class LikenessGuidance:
     ) -> None:
         self.readers, self.strength, self.factor = readers, strength, factor
         self.mask_BS = batch.subject_mask_BS.cpu()
-        self.wanted_BSV = read_references(readers, batch.refs_BSCHW)
+        with _fp32(batch.refs_BSCHW.device):
+            self.wanted_BSV = read_references(readers, batch.refs_BSCHW)
 
     def __call__(self, x0_BCFHW: Tensor, t: float) -> Tensor:
         """The clip, moved; outside of the times, and where nobody is found, as it was."""
         if not LATEST <= t <= EARLIEST:
             return x0_BCFHW
-        clip_N, subject_N, frame_N, boxes_NX = self._found(x0_BCFHW)
+        with _fp32(x0_BCFHW.device):
+            clip_N, subject_N, frame_N, boxes_NX = self._found(x0_BCFHW)
         if not len(clip_N):
             return x0_BCFHW
         device = x0_BCFHW.device
@@ -82,7 +90,7 @@ class LikenessGuidance:
         squares_N3 = cells(boxes_NX, self.factor).to(device)
         gradient = self._gradient(x0_BCFHW, clip_N, subject_N, frame_N, squares_N3, t)
         room_B = torch.zeros(len(x0_BCFHW), device=device)
-        room_B = room_B.index_add(0, clip_N, squares_N3[:, 2] ** 2) * x0_BCFHW.shape[1]
+        room_B = room_B.index_add(0, clip_N, _area(squares_N3, x0_BCFHW)) * x0_BCFHW.shape[1]
         size_B = (gradient.square().sum((1, 2, 3, 4)) / room_B.clamp_min(1)).sqrt()
         unit = gradient / size_B.clamp_min(1e-12)[:, None, None, None, None]
         return x0_BCFHW - self.strength * unit.to(x0_BCFHW.dtype)
@@ -119,8 +127,9 @@ class LikenessGuidance:
             away_N = divergence(wanted_NV, read_NV, self.readers.config.groups)
             nats_FDS[frame_N.cpu(), detection_N.cpu(), place] = away_N.cpu()
         boxes, height = boxes_FDX.cpu(), latents_FCHW.shape[2] * self.factor
+        nats_FDS /= max(NATS, float(nats_FDS.max()))
         who_FS = assign(
-            -nats_FDS.double().numpy() / NATS,
+            -nats_FDS.double().numpy(),
             real_FD.cpu().numpy(),
             centres(boxes.double().numpy()) / height,
             SMOOTH,
@@ -136,22 +145,22 @@ class LikenessGuidance:
         squares_N3: Tensor,
         t: float,
     ) -> Tensor:
-        """Of the divergences' sum, each the mean over worn crops; shape of x0, fp32."""
+        """Of the divergences' sum over subjects, frames and worn crops; shape of x0, fp32."""
         dice = torch.Generator().manual_seed(round(t * 2**20))
         wanted_NV = self.wanted_BSV[clip_N, subject_N]
-        with torch.enable_grad(), _fp32(x0_BCFHW.device):
-            x0 = x0_BCFHW.detach().float().clone().requires_grad_()
-            frames_NCHW = x0[clip_N, :, frame_N]
-            total = x0.new_zeros(())
-            for _ in range(DRAWS):
-                # The same wear for everybody: nothing may depend on who else is in the batch.
-                worn = torch.rand(1, 3, generator=dice) * 2 - 1
-                noise = NOISE * torch.randn(1, x0.shape[1], CROP, CROP, generator=dice)
-                where_N3 = _shaken(squares_N3, worn.to(x0.device))
-                crops = cut(frames_NCHW, where_N3, CROP) + noise.to(x0.device)
+        x0 = x0_BCFHW.detach().float().clone().requires_grad_()
+        gradient = torch.zeros_like(x0)
+        for _ in range(DRAWS):
+            # The same wear for everybody: nothing may depend on who else is in the batch.
+            worn = torch.rand(1, 3, generator=dice) * 2 - 1
+            noise = NOISE * torch.randn(1, x0.shape[1], CROP, CROP, generator=dice)
+            where_N3 = _shaken(squares_N3, worn.to(x0.device))
+            with torch.enable_grad(), _fp32(x0.device), _safely():
+                crops = cut(x0[clip_N, :, frame_N], where_N3, CROP) + noise.to(x0.device)
                 read_NV = self.readers.who(crops)
-                total = total + divergence(wanted_NV, read_NV, self.readers.config.groups).sum()
-            return torch.autograd.grad(total, x0)[0]
+                away = divergence(wanted_NV, read_NV, self.readers.config.groups).sum()
+                gradient += torch.autograd.grad(away, x0)[0]
+        return gradient
 
 
 @torch.no_grad()
@@ -172,6 +181,27 @@ def _shaken(squares_N3: Tensor, worn_13: Tensor) -> Tensor:
     side_N1 = squares_N3[:, 2:]
     centre = squares_N3[:, :2] + worn_13[:, :2] * JITTER * side_N1
     return torch.cat([centre, side_N1 * (1 + 1.5 * JITTER * worn_13[:, 2:])], -1)
+
+
+def _area(squares_N3: Tensor, x0_BCFHW: Tensor) -> Tensor:
+    """Cells of each square that lie in the frame, [N]."""
+    sides = []
+    for axis, length in ((0, x0_BCFHW.shape[-1]), (1, x0_BCFHW.shape[-2])):
+        centre, half = squares_N3[:, axis], squares_N3[:, 2] / 2
+        sides.append((centre + half).clamp(0, length) - (centre - half).clamp(0, length))
+    return sides[0] * sides[1]
+
+
+@cache
+def _has_amx() -> bool:
+    known = Path("/proc/cpuinfo")
+    return known.exists() and "amx_tile" in known.read_text()
+
+
+def _safely() -> AbstractContextManager[None]:
+    """oneDNN's backward of a few small crops has crashed on CPUs with AMX (torch 2.13); there it
+    goes without, in twice the time."""
+    return torch.backends.mkldnn.flags(enabled=not _has_amx())  # type: ignore[no-any-return]
 
 
 def _fp32(device: torch.device) -> torch.autocast:

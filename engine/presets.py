@@ -138,7 +138,7 @@ class Limits:
 @dataclass(frozen=True)
 class Defaults:
     """What a request gets when it does not say. shift: the schedule's, see `engine.flow`.
-    guidance, guidance_mode, identity_scale: see `engine.spec.Guidance`.
+    guidance, guidance_mode: see `engine.spec.Guidance`.
     """
 
     width: int
@@ -150,7 +150,6 @@ class Defaults:
     shift: float
     solver: str
     guidance_mode: str = "single"
-    identity_scale: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from engine.checkpoint import load_strict
 from engine.convnet import ResidualBlock
 from engine.crops import squares
+from engine.detector import STRIDE
 from engine.errors import CheckpointError
 from engine.presets import Preset, ReaderConfig
 
@@ -117,7 +118,9 @@ def readers_of(folder: Path, preset: Preset, device: torch.device) -> Readers | 
     """
     if preset.limits.max_identity_scale == 0:
         return None
-    if preset.reader is None or preset.family == "vace":  # whose references are frames, too
+    # A detector's cells are the latents', and the locator halves them once.
+    fits = preset.vae.spatial_factor == STRIDE and preset.limits.size_multiple % (2 * STRIDE) == 0
+    if preset.reader is None or preset.family == "vace" or not fits:  # VACE's frames are references
         raise CheckpointError(
             f"limits.max_identity_scale: must be 0, {preset.name} ({preset.family}) has no readers"
         )

@@ -61,10 +61,7 @@ class Guidance:
     @classmethod
     def assumed(cls, preset: Preset) -> "Guidance":
         """What a request gets that does not say."""
-        assumed = preset.defaults
-        return cls(
-            assumed.guidance_mode, assumed.guidance, identity_scale=assumed.identity_scale
-        )
+        return cls(preset.defaults.guidance_mode, preset.defaults.guidance)
 
     @property
     def weighed(self) -> tuple[str, ...]:

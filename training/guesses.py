@@ -20,7 +20,7 @@ from torch import Tensor
 from engine import flow
 from engine.dit import WanDiT
 from training.data.loader import Loader
-from training.data.shards import ShardFolder, Table
+from training.data.shards import ShardFolder, Table, read_header
 from training.latent_reader import Examples, examples
 from training.sft import subject_inputs
 
@@ -62,6 +62,8 @@ def write(
     Args:
         columns: of the folder, what the transformer is shown. weights: digest of the transformer.
     """
+    shown = (read_header(folder.file(name, 0))["weights"] for name in columns)
+    weights = "-".join([weights, *shown])  # other encoders, other guesses
     missing = [n for n in range(num_shards) if not folder.has(COLUMN, n, weights)]
     if not missing:
         return 0

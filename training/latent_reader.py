@@ -248,10 +248,14 @@ def run_on(stills: ShardFolder, clips: ShardFolder, folder: Path, steps: int = S
     )
 
 
-def ready(stills: ShardFolder, clips: ShardFolder) -> tuple[int, int]:
-    """How many shards of each are on disk. FileNotFoundError: too few to learn and to examine."""
-    num_stills = stills.num_ready(("video",))
-    num_clips = clips.num_ready(("video", "refs"))
+def ready(
+    stills: ShardFolder, clips: ShardFolder, columns: Sequence[str] = ("video", "refs")
+) -> tuple[int, int]:
+    """How many shards of each are on disk, those of clips with these columns.
+
+    Raises FileNotFoundError: too few to learn and to examine.
+    """
+    num_stills, num_clips = stills.num_ready(("video",)), clips.num_ready(columns)
     if not num_stills or num_clips < 2:
         raise FileNotFoundError(
             f"{stills.path} and {clips.path} hold {num_stills} and {num_clips} shards, at least 1 "

@@ -57,7 +57,7 @@ def run_on(
     Raises FileNotFoundError, CheckpointError: one of them is missing; the recipe that makes it is
     named.
     """
-    num_stills, num_clips = latent_reader.ready(stills, clips)
+    num_stills, num_clips = latent_reader.ready(stills, clips, COLUMNS)
     net = latent_reader.load_reader(reader, preset.vae.z_dim)
     load(Locator(preset.vae.z_dim, CONFIG), where, "miniature_locator")  # or all is for nothing
     generator = WanDiT(preset.dit)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -25,14 +25,12 @@ SIDE = 8.0  # of every square that is read, in cells, see `Spots`
 
 
 @pytest.fixture
-def readers() -> Iterator[Readers]:
+def readers() -> Readers:
     """Random weights; two spots whose squares are cells 0 to 8 and 12 to 20 of rows 2 to 10."""
     torch.manual_seed(0)
     found = Readers(C, CONFIG).eval().requires_grad_(False)
     found.where = Spots([(4, 6), (16, 6)])  # type: ignore[assignment]
-    # See tests/training/test_latent_reader.py.
-    with torch.backends.mkldnn.flags(enabled=False):
-        yield found
+    return found
 
 
 def asking(refs_BSCHW: Tensor, mask_BS: Tensor | None = None) -> EncodingsBatch:
@@ -115,6 +113,29 @@ def test_who_is_who_is_found_by_likeness(readers: Readers) -> None:
     other = LikenessGuidance(readers, asking(refs.flip(1)), 0.3, 4)
     noisy = x0 + torch.randn_like(x0)
     torch.testing.assert_close(guidance(noisy, 0.5), other(noisy, 0.5), rtol=1e-4, atol=1e-5)
+
+
+def test_however_unlike_somebody_is_it_is_found(readers: Readers) -> None:
+    """Hundreds of nats away from every reference: those need it most."""
+    torch.manual_seed(6)
+    with torch.no_grad():
+        readers.who.head.weight.mul_(1e5)
+    x0, refs = torch.randn(1, C, F, H, W), torch.randn(1, 2, C, 8, 8)
+    guidance = LikenessGuidance(readers, asking(refs), 0.3, 4)
+    crops = cut(x0[0].transpose(0, 1), squares([(4, 6)] * F), CROP)
+    seen_NV = readers.who(crops)
+    guidance.wanted_BSV = -seen_NV[None]  # both subjects are what is seen least
+    assert divergence(guidance.wanted_BSV[0], seen_NV, CONFIG.groups).min() > 100
+    assert sorted(guidance._found(x0)[1].tolist()) == [0] * F + [1] * F
+
+
+def test_half_out_of_the_frame_the_step_is_as_large(readers: Readers) -> None:
+    """Its size is that of the cells which there are."""
+    torch.manual_seed(7)
+    x0, refs = torch.randn(1, C, F, H, W), torch.randn(1, 1, C, 8, 8)
+    readers.where = Spots([(0, 6)])  # type: ignore[assignment]
+    moved = LikenessGuidance(readers, asking(refs), 0.3, 4)(x0, 0.5) - x0
+    torch.testing.assert_close((moved.square().sum() / (C * F * 8 * 4)).sqrt(), torch.tensor(0.3))
 
 
 def test_clips_of_a_batch_know_nothing_of_each_other(readers: Readers) -> None:

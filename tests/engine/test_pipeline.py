@@ -33,8 +33,7 @@ def moving_engine():
     readers = Readers(16, ReaderConfig((3, 4), (8, 16), 8, (8, 16))).eval().requires_grad_(False)
     readers.where = Spots([(6, 4)])
     engine.readers = readers
-    with torch.backends.mkldnn.flags(enabled=False):
-        yield engine
+    return engine
 
 
 def test_same_seed_same_bytes_and_another_seed_another_video(engine):

@@ -37,7 +37,8 @@ def test_a_folder_of_a_model_that_reads_must_bring_its_readers(tmp_path: Path):
     with pytest.raises(CheckpointError, match=FILE):
         readers_of(tmp_path, WITH, CPU)
     wan = replace(WAN_1_3B, limits=replace(WAN_1_3B.limits, max_identity_scale=1.0))
-    for other in (wan, replace(WITH, family="vace")):
+    odd = replace(WITH, limits=replace(WITH.limits, size_multiple=4))
+    for other in (wan, odd, replace(WITH, family="vace")):
         with pytest.raises(CheckpointError, match="max_identity_scale: must be 0, .*no readers"):
             readers_of(tmp_path, other, CPU)
 

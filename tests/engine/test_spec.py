@@ -97,8 +97,6 @@ def test_identity_guidance_is_for_models_that_bring_readers():
         with pytest.raises(SpecError) as caught:
             replace(asked, identity_scale=scale).validate(limits)
         assert caught.value.field == field
-    usual = replace(MINIATURE.defaults, identity_scale=0.2)
-    assert Guidance.assumed(replace(MINIATURE, defaults=usual)).identity_scale == 0.2
     assert asked.is_off == Guidance().is_off  # it is no forward of the transformer
 
 

@@ -80,8 +80,11 @@ def test_characters_are_looked_for_where_the_true_clip_has_them(
     row, frame = int(seen.row_N[0]), int(seen.frame_N[0])
     draws = seen.table.row(row)[guesses.COLUMN]
     torch.manual_seed(0)
-    found = {int(sum(d * torch.equal(seen.latents(row, frame), draws[d][:, frame])
-                     for d in range(2))) for _ in range(20)}  # fmt: skip
+    found = set()
+    for _ in range(20):
+        drawn = seen.latents(row, frame)
+        (draw,) = (d for d in range(2) if torch.equal(drawn, draws[d][:, frame]))
+        found.add(draw)
     assert found == {0, 1}
     crops = seen.crops(torch.arange(3), 0.0)
     assert crops.shape == true.crops(torch.arange(3), 0.0).shape
