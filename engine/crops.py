@@ -28,6 +28,21 @@ def squares(boxes_NS: Tensor, context: float = CONTEXT) -> Tensor:
     return torch.stack([(x0 + x1) / 2, (y0 + y1) / 2, side], -1)
 
 
+def whole_picture(pictures_NCHW: Tensor) -> Tensor:
+    """The square [N, 3] around all of each picture, or of its latents, in their cells."""
+    height, width = pictures_NCHW.shape[-2:]
+    square = torch.tensor([width / 2, height / 2, float(max(height, width))])
+    return square.to(pictures_NCHW.device).expand(len(pictures_NCHW), 3)
+
+
+def shaken(squares_N3: Tensor, noise_N3: Tensor, amount: float) -> Tensor:
+    """Squares with the centre off by up to `amount` of the side and the side by a factor of up to
+    1 ± 1.5 `amount`. noise_N3: how far, in [-1, 1]; one row serves all."""
+    side_N1 = squares_N3[:, 2:]
+    centre_N2 = squares_N3[:, :2] + noise_N3[:, :2] * amount * side_N1
+    return torch.cat([centre_N2, side_N1 * (1 + 1.5 * amount * noise_N3[:, 2:])], -1)
+
+
 def cut(pictures_NCHW: Tensor, squares_N3: Tensor, size: int = CROP) -> Tensor:
     """One square per picture, resampled bilinearly to [N, C, size, size]; edges are repeated."""
     height, width = pictures_NCHW.shape[-2:]

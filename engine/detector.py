@@ -44,17 +44,22 @@ class Detector(nn.Module):
         self.join1 = ResidualBlock(c, c)
         self.up2 = nn.Sequential(nn.Conv2d(c, b, 1), nn.Upsample(scale_factor=2))
         self.join2 = ResidualBlock(b, b)
-        out = nn.Conv2d(b, 5, 3, 1, 1)
-        # A rare foreground: start at p = 0.02, or the first steps only unlearn the background.
-        nn.init.constant_(out.bias, 0.0)  # type: ignore[arg-type]
-        nn.init.constant_(out.bias[:1], -4.0)  # type: ignore[index]
-        self.head = nn.Sequential(nn.BatchNorm2d(b), nn.SiLU(), out)
+        self.head = maps_head(b)
 
     def forward(self, frames_NCHW: Tensor) -> Tensor:
         fine = self.stem(frames_NCHW)
         mid = self.down1(fine)
         mid = self.join1(mid + self.up1(self.down2(mid)))
         return self.head(self.join2(fine + self.up2(mid))).float()
+
+
+def maps_head(width: int) -> nn.Sequential:
+    """Features [N, width, h, w] -> maps [N, 5, h, w], see `Detector`."""
+    out = nn.Conv2d(width, 5, 3, 1, 1)
+    # A rare foreground: start at p = 0.02, or the first steps only unlearn the background.
+    nn.init.constant_(out.bias, 0.0)  # type: ignore[arg-type]
+    nn.init.constant_(out.bias[:1], -4.0)  # type: ignore[index]
+    return nn.Sequential(nn.BatchNorm2d(width), nn.SiLU(), out)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.convnet import Trunk, load
-from engine.crops import CROP, cut, to_unit
+from engine.crops import CROP, cut, to_unit, whole_picture
 from engine.detector import Found
 
 WIDTHS = (48, 96, 192)
@@ -40,8 +40,7 @@ class IdentityEncoder(nn.Module):
 def reference_crops(references: Tensor) -> Tensor:
     """Reference pictures uint8 [..., 64, 64, 3] -> crops [N, 3, 48, 48]: the whole picture."""
     pictures = to_unit(references.flatten(0, -4))
-    half, side = pictures.shape[-1] / 2, float(pictures.shape[-1])
-    return cut(pictures, torch.tensor([[half, half, side]]).expand(len(pictures), 3), CROP)
+    return cut(pictures, whole_picture(pictures), CROP)
 
 
 @torch.no_grad()

@@ -27,12 +27,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from engine.crops import cut
+from engine.crops import cut, shaken, whole_picture
 from engine.detector import decode
 from engine.encodings import EncodingsBatch
 from engine.errors import BackendError
 from engine.matching import NOBODY, assign, centres
-from engine.reader import CROP, Readers, cells, divergence, whole_picture
+from engine.reader import CROP, Readers, cells, divergence
 from engine.sample import Move
 from engine.spec import Guidance
 
@@ -152,9 +152,8 @@ class LikenessGuidance:
         gradient = torch.zeros_like(x0)
         for _ in range(DRAWS):
             # The same wear for everybody: nothing may depend on who else is in the batch.
-            worn = torch.rand(1, 3, generator=dice) * 2 - 1
+            where_N3 = _worn(squares_N3, dice)
             noise = NOISE * torch.randn(1, x0.shape[1], CROP, CROP, generator=dice)
-            where_N3 = _shaken(squares_N3, worn.to(x0.device))
             with torch.enable_grad(), _fp32(x0.device), _safely():
                 crops = cut(x0[clip_N, :, frame_N], where_N3, CROP) + noise.to(x0.device)
                 read_NV = self.readers.who(crops)
@@ -169,18 +168,16 @@ def read_references(readers: Readers, refs_BSCHW: Tensor) -> Tensor:
     squares, which reads two factors in a hundred more right than one does."""
     refs_NCHW = refs_BSCHW.flatten(0, 1).float()
     dice = torch.Generator().manual_seed(0)
-    wears = (torch.rand(1, 3, generator=dice) * 2 - 1 for _ in range(DRAWS))
     whole_N3 = whole_picture(refs_NCHW)
-    crops = (cut(refs_NCHW, _shaken(whole_N3, worn.to(whole_N3.device)), CROP) for worn in wears)
+    crops = (cut(refs_NCHW, _worn(whole_N3, dice), CROP) for _ in range(DRAWS))
     read_NV = torch.stack([readers.who(each) for each in crops]).mean(0)
     return read_NV.unflatten(0, refs_BSCHW.shape[:2])
 
 
-def _shaken(squares_N3: Tensor, worn_13: Tensor) -> Tensor:
+def _worn(squares_N3: Tensor, dice: torch.Generator) -> Tensor:
     """Squares moved and scaled by up to JITTER of their sides, all of them alike."""
-    side_N1 = squares_N3[:, 2:]
-    centre = squares_N3[:, :2] + worn_13[:, :2] * JITTER * side_N1
-    return torch.cat([centre, side_N1 * (1 + 1.5 * JITTER * worn_13[:, 2:])], -1)
+    noise_13 = torch.rand(1, 3, generator=dice) * 2 - 1
+    return shaken(squares_N3, noise_13.to(squares_N3.device), JITTER)
 
 
 def _area(squares_N3: Tensor, x0_BCFHW: Tensor) -> Tensor:

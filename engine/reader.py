@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from engine.checkpoint import load_strict
 from engine.convnet import ResidualBlock
 from engine.crops import squares
-from engine.detector import STRIDE
+from engine.detector import STRIDE, maps_head
 from engine.errors import CheckpointError
 from engine.presets import Preset, ReaderConfig
 
@@ -67,11 +67,7 @@ class Locator(nn.Module):
         )
         self.down = nn.Sequential(ResidualBlock(fine, coarse, 2), ResidualBlock(coarse, coarse))
         self.up = nn.Sequential(nn.Conv2d(coarse, fine, 1), nn.Upsample(scale_factor=2))
-        out = nn.Conv2d(fine, 5, 3, 1, 1)
-        # A rare foreground, as in the detector.
-        nn.init.constant_(out.bias, 0.0)  # type: ignore[arg-type]
-        nn.init.constant_(out.bias[:1], -4.0)  # type: ignore[index]
-        self.join = nn.Sequential(ResidualBlock(fine, fine), nn.BatchNorm2d(fine), nn.SiLU(), out)
+        self.join = nn.Sequential(ResidualBlock(fine, fine), *maps_head(fine))
 
     def forward(self, latents_NCHW: Tensor) -> Tensor:
         latents_NCHW = latents_NCHW.contiguous(memory_format=torch.channels_last)
@@ -92,13 +88,6 @@ class Readers(nn.Module):
 def cells(boxes_NX: Tensor, factor: int) -> Tensor:
     """Squares [N, 3] around boxes (px), in latent cells of `factor` px."""
     return squares(boxes_NX, CONTEXT) / factor
-
-
-def whole_picture(latents_NCHW: Tensor) -> Tensor:
-    """Squares [N, 3] around all of each picture, in latent cells."""
-    height, width = latents_NCHW.shape[-2:]
-    square = torch.tensor([width / 2, height / 2, float(max(height, width))])
-    return square.to(latents_NCHW.device).expand(len(latents_NCHW), 3)
 
 
 def divergence(true_NV: Tensor, seen_NV: Tensor, groups: Sequence[int]) -> Tensor:

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from engine.crops import shaken
+
 
 def jitter(squares_N3: Tensor, amount: float, generator: torch.Generator) -> Tensor:
-    """Squares as an imperfect detector would give them: centre off by up to `amount` of the side,
-    side off by a factor of up to 1 ± 1.5 `amount`."""
-    noise = torch.rand(squares_N3.shape, generator=generator) * 2 - 1
-    centre = squares_N3[:, :2] + noise[:, :2] * amount * squares_N3[:, 2:]
-    return torch.cat([centre, squares_N3[:, 2:] * (1 + 1.5 * amount * noise[:, 2:])], -1)
+    """Squares as an imperfect detector would give them, see `shaken`; each its own way."""
+    noise_N3 = torch.rand(squares_N3.shape, generator=generator) * 2 - 1
+    return shaken(squares_N3, noise_N3, amount)
 
 
 def wear(crops_NCHW: Tensor, generator: torch.Generator) -> Tensor:

@@ -21,7 +21,7 @@ from engine import flow
 from engine.dit import WanDiT
 from training.data.loader import Loader
 from training.data.shards import ShardFolder, Table, read_header
-from training.latent_reader import Examples, examples
+from training.latent_reader import Examples
 from training.sft import subject_inputs
 
 COLUMN = "guess"
@@ -40,11 +40,10 @@ class Guessed(Examples):
         return draws_DCFHW[int(torch.randint(len(draws_DCFHW), ())), :, frame]
 
 
-def guessed(folder: ShardFolder, shards: Sequence[int]) -> Guessed:
-    """Everybody who can be seen in the true clips of these shards, in guesses of them."""
-    true = examples(folder, shards)
-    table = Table(folder, (COLUMN,))
-    table.extend(max(shards) + 1)
+def guessed(true: Examples) -> Guessed:
+    """Everybody who can be seen in these true clips, in guesses of them."""
+    table = Table(true.table.folder, (COLUMN,))
+    table.extend(len(true.table.shards))
     return Guessed(table, true.row_N, true.frame_N, true.boxes_NX, true.factors_NF)
 
 

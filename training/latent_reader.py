@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.convnet import load
-from engine.crops import cut
+from engine.crops import cut, whole_picture
 from engine.presets import MINIATURE
-from engine.reader import CROP, LatentReader, cells, divergence, whole_picture
+from engine.reader import CROP, LatentReader, cells, divergence
 from training.convnet import loop_of, save
 from training.crops import jitter
 from training.data.shards import ShardFolder, Table

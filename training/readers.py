@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -27,17 +26,18 @@ from training.data.shards import ShardFolder
 from training.grid import rounded
 from training.latent_reader import CONFIG, Source, draw_batch, examine, examples, pictures
 from training.loop import run as train
+from training.sft import say
 
 FOLDER = Path("runs/readers")
 STEPS = 3500
 COLUMNS = ("video", "refs", "text")
 
 
-def assembled(who: nn.Module, where: Path, latent_dim: int) -> Readers:
-    """Both in one, as a model folder brings them. where: the locator's file."""
+def assembled(who: nn.Module, where: Locator, latent_dim: int) -> Readers:
+    """Both in one, as a model folder brings them."""
     readers = Readers(latent_dim, CONFIG)
     readers.who.load_state_dict(who.state_dict())
-    readers.where = load(Locator(latent_dim, CONFIG), where, "miniature_locator")
+    readers.where = where
     return readers
 
 
@@ -59,21 +59,22 @@ def run_on(
     """
     num_stills, num_clips = latent_reader.ready(stills, clips, COLUMNS)
     net = latent_reader.load_reader(reader, preset.vae.z_dim)
-    load(Locator(preset.vae.z_dim, CONFIG), where, "miniature_locator")  # or all is for nothing
+    locating = load(Locator(preset.vae.z_dim, CONFIG), where, "miniature_locator")
     generator = WanDiT(preset.dit)
     load_strict(generator, dit)
-    guesses.write(clips, COLUMNS, generator.eval(), digest(dit), num_clips, _say)
+    guesses.write(clips, COLUMNS, generator.eval(), digest(dit), num_clips, say)
     known, last = range(num_clips - 1), [num_clips - 1]
+    true, strangers = examples(clips, known), examples(clips, last)
     sources: list[tuple[Source, int]] = [
         (examples(stills, range(num_stills)), 24),
-        (examples(clips, known), 72),
+        (true, 72),
         (pictures(clips, known), 32),
-        (guesses.guessed(clips, known), 96),
+        (guesses.guessed(true), 96),
     ]
     unseen: dict[str, Source] = {
-        "mean": examples(clips, last),
+        "mean": strangers,
         "pictures": pictures(clips, last),
-        "guesses": guesses.guessed(clips, last),
+        "guesses": guesses.guessed(strangers),
     }
 
     def look(model: nn.Module) -> dict[str, float]:
@@ -87,7 +88,7 @@ def run_on(
         latent_reader.loss,
         lambda index: draw_batch(sources),
         eval_fn=look,
-        export_fn=lambda model, to: save(assembled(model, where, preset.vae.z_dim), to / FILE),
+        export_fn=lambda model, to: save(assembled(model, locating, preset.vae.z_dim), to / FILE),
         folder=folder,
         around=partial(rounded, steps=latent_reader.GRID),
     )
@@ -106,8 +107,3 @@ def run() -> None:
         locator.FOLDER / locator.FILE,
         FOLDER,
     )
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()

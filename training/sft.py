@@ -348,7 +348,8 @@ class Sheet:
         return self.sources
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """A line of progress, at once."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
@@ -359,7 +360,7 @@ def precompute_part(config: SftConfig, num_shards: int) -> None:
     sources = load_sources(config.data.encoders, config.preset, config.columns)
     precompute(
         config.data.folder(), sources, num_shards, config.columns,
-        rank=group.rank, num_processes=group.size, tell=_say,
+        rank=group.rank, num_processes=group.size, tell=say,
     )  # fmt: skip
 
 

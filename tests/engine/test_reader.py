@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from engine.checkpoint import on_grid, tensor_bytes
+from engine.crops import whole_picture
 from engine.encoder import needed_files
 from engine.errors import CheckpointError
 from engine.presets import MINIATURE, WAN_1_3B, ReaderConfig
-from engine.reader import CROP, FILE, Readers, cells, readers_of, whole_picture
+from engine.reader import CROP, FILE, Readers, cells, readers_of
 
 SMALL = ReaderConfig((3, 4), (8, 16), 8, (8, 16))
 WITH = replace(

@@ -14,6 +14,9 @@ from engine.presets import MINIATURE, Preset
 from engine.text import build_text_model
 from engine.vae import VAE, build_vae
 from engine.vlm import build_vlm, special_ids
+from training import sft
+from training.data.shards import ShardFolder
+from training.loop import LoopConfig
 from training.tokenizers import build_text_tokenizer, build_vlm_tokenizer, grammar_words
 
 
@@ -50,3 +53,17 @@ def encoder_folder(tmp_path_factory: pytest.TempPathFactory, small_preset: Prese
     vlm = build_vlm(small_preset.vlm, special_ids(tokenizer))
     save_file(dict(vlm.named_parameters()), folder / "vlm.safetensors")
     return folder
+
+
+@pytest.fixture(scope="session")
+def shards(
+    tmp_path_factory: pytest.TempPathFactory, encoder_folder: Path, small_preset: Preset
+) -> tuple[ShardFolder, ShardFolder]:
+    """Two shards of stills and two of clips, eight each; who writes there takes a copy."""
+    found = []
+    for still in (True, False):
+        path = tmp_path_factory.mktemp("shards")
+        data = sft.DataConfig(path, encoder_folder, ((0, 2),), rows=8, still=still)
+        sft.precompute_part(sft.SftConfig(LoopConfig("x", steps=1), data, small_preset), 2)
+        found.append(data.folder())
+    return found[0], found[1]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,12 +21,12 @@ COLUMNS = ("video", "refs", "text")
 
 @pytest.fixture(scope="module")
 def clips(
-    tmp_path_factory: pytest.TempPathFactory, encoder_folder: Path, small_preset: Preset
+    shards: tuple[ShardFolder, ShardFolder], tmp_path_factory: pytest.TempPathFactory
 ) -> ShardFolder:
-    """Two shards of eight clips."""
-    data = sft.DataConfig(tmp_path_factory.mktemp("shards"), encoder_folder, ((0, 2),), rows=8)
-    sft.precompute_part(sft.SftConfig(sft.LoopConfig("x", steps=1), data, small_preset), 2)
-    return data.folder()
+    """Shards of its own, as guesses are written beside them."""
+    own = replace(shards[1], path=tmp_path_factory.mktemp("guesses") / "shards")
+    shutil.copytree(shards[1].path, own.path)
+    return own
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def test_they_are_made_once_and_again_for_another_transformer(
     assert guesses.write(clips, COLUMNS, dit, "one", 2) == 0
     assert guesses.write(clips, COLUMNS, dit, "other", 1) == 1
     with pytest.raises(ValueError, match="other weights"):
-        guesses.guessed(clips, [0, 1])
+        guesses.guessed(examples(clips, [0, 1]))
     assert guesses.write(clips, COLUMNS, dit, "other", 2) == 1
 
 
@@ -74,7 +75,8 @@ def test_characters_are_looked_for_where_the_true_clip_has_them(
     clips: ShardFolder, dit: WanDiT
 ) -> None:
     guesses.write(clips, COLUMNS, dit, "other", 2)
-    seen, true = guesses.guessed(clips, [1]), examples(clips, [1])
+    true = examples(clips, [1])
+    seen = guesses.guessed(true)
     for mine, own in ((seen.row_N, true.row_N), (seen.boxes_NX, true.boxes_NX)):
         assert torch.equal(mine, own)
     row, frame = int(seen.row_N[0]), int(seen.frame_N[0])

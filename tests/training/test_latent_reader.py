@@ -10,9 +10,8 @@ import torch
 from torch.nn import functional as F
 
 from engine.crops import cut
-from engine.presets import Preset, ReaderConfig
+from engine.presets import ReaderConfig
 from engine.reader import CROP, LatentReader, cells, divergence
-from training import sft
 from training.data.shards import ShardFolder, Table
 from training.gallery import SIZES
 from training.latent_reader import (
@@ -106,25 +105,10 @@ def test_frames_of_a_clip_share_its_loss(reader: LatentReader) -> None:
     torch.testing.assert_close(both, (each[0] + each[1]) / 2)
 
 
-@pytest.fixture(scope="module")
-def folders(
-    tmp_path_factory: pytest.TempPathFactory, encoder_folder: Path, small_preset: Preset
-) -> tuple[ShardFolder, ShardFolder]:
-    """A shard of stills and two of clips, eight each."""
-    found = []
-    for still in (True, False):
-        path = tmp_path_factory.mktemp("shards")
-        data = sft.DataConfig(path, encoder_folder, ((0, 2),), rows=8, still=still)
-        config = sft.SftConfig(sft.LoopConfig("x", steps=1), data, small_preset)
-        sft.precompute_part(config, 2)
-        found.append(data.folder())
-    return found[0], found[1]
-
-
 def test_examples_are_the_visible_characters_of_the_clips(
-    folders: tuple[ShardFolder, ShardFolder],
+    shards: tuple[ShardFolder, ShardFolder],
 ) -> None:
-    stills, clips = folders
+    stills, clips = shards
     seen = examples(clips, [1])
     assert set(seen.row_N.tolist()) <= set(range(8, 16)) and seen.frame_N.unique().tolist() == [
         0, 1, 2, 3, 4,
@@ -145,9 +129,9 @@ def test_examples_are_the_visible_characters_of_the_clips(
 
 
 def test_it_learns_and_is_read_back(
-    folders: tuple[ShardFolder, ShardFolder], tmp_path: Path
+    shards: tuple[ShardFolder, ShardFolder], tmp_path: Path
 ) -> None:
-    run_on(*folders, tmp_path, steps=30)
+    run_on(*shards, tmp_path, steps=30)
     losses = [row["loss"] for row in read_log(tmp_path / "log.jsonl") if "loss" in row]
     assert losses[-1] < losses[0]
     reader = load_reader(tmp_path / FILE, 16)

@@ -9,9 +9,7 @@ import torch
 
 from engine.convnet import load
 from engine.detector import decode
-from engine.presets import Preset
 from engine.reader import Locator
-from training import sft
 from training.data.shards import ShardFolder
 from training.detector import SEEN, overlap
 from training.latent_reader import CONFIG
@@ -20,24 +18,10 @@ from training.report import read_log
 from training.world.clip import sample_clip
 
 
-@pytest.fixture(scope="module")
-def folders(
-    tmp_path_factory: pytest.TempPathFactory, encoder_folder: Path, small_preset: Preset
-) -> tuple[ShardFolder, ShardFolder]:
-    """A shard of stills and two of clips, eight each."""
-    found = []
-    for still in (True, False):
-        path = tmp_path_factory.mktemp("shards")
-        data = sft.DataConfig(path, encoder_folder, ((0, 2),), rows=8, still=still)
-        sft.precompute_part(sft.SftConfig(sft.LoopConfig("x", steps=1), data, small_preset), 2)
-        found.append(data.folder())
-    return found[0], found[1]
-
-
 def test_frames_hold_those_who_can_be_seen_there(
-    folders: tuple[ShardFolder, ShardFolder],
+    shards: tuple[ShardFolder, ShardFolder],
 ) -> None:
-    stills, clips = folders
+    stills, clips = shards
     seen = frames(clips, [1])
     assert seen.row_N.tolist() == [row for row in range(8, 16) for _ in range(5)]
     assert seen.frame_N.tolist() == list(range(5)) * 8
@@ -55,9 +39,9 @@ def test_frames_hold_those_who_can_be_seen_there(
 
 
 def test_what_should_be_seen_is_where_they_stand(
-    folders: tuple[ShardFolder, ShardFolder],
+    shards: tuple[ShardFolder, ShardFolder],
 ) -> None:
-    seen = frames(folders[1], [0])
+    seen = frames(shards[1], [0])
     want = seen.targets(torch.arange(5))
     logit = torch.where(want.centre_Nhw, 8.0, -8.0)
     found = decode(torch.cat([logit[:, None], want.maps_N4hw], 1))
@@ -66,18 +50,18 @@ def test_what_should_be_seen_is_where_they_stand(
         shown = seen.boxes_NKX[place][seen.present_NK[place]]
         assert (overlap(kept, shown).amax(0) > 0.99).sum() >= len(shown) - 1
     torch.manual_seed(0)
-    latents, both = draw_batch([(seen, 3), (frames(folders[0], [0]), 2)])
+    latents, both = draw_batch([(seen, 3), (frames(shards[0], [0]), 2)])
     assert latents.shape == (5, 16, 16, 24) and both.heat_Nhw.shape == (5, 16, 24)
 
 
 def test_it_learns_and_is_read_back(
-    folders: tuple[ShardFolder, ShardFolder], tmp_path: Path
+    shards: tuple[ShardFolder, ShardFolder], tmp_path: Path
 ) -> None:
-    run_on(*folders, tmp_path, steps=60)
+    run_on(*shards, tmp_path, steps=60)
     losses = [row["loss"] for row in read_log(tmp_path / "log.jsonl") if "loss" in row]
     assert losses[-1] < 0.6 * losses[0]
     locator = load(Locator(16, CONFIG), tmp_path / FILE, "miniature_locator")
-    told = examine(locator, frames(folders[1], [1]))
+    told = examine(locator, frames(shards[1], [1]))
     assert set(told) == {"recall", "precision", "recall_noisy", "precision_noisy"}
     assert all(0 <= share <= 1 for share in told.values())
 

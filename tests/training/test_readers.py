@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from engine.dit import WanDiT
 from engine.errors import CheckpointError
 from engine.presets import Preset
 from engine.reader import FILE, LatentReader, Locator, readers_of
-from training import convnet, guesses, readers, sft
+from training import convnet, guesses, readers
 from training.data.shards import ShardFolder
 from training.latent_reader import CONFIG
 from training.report import read_log
@@ -21,21 +22,16 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def folders(
-    tmp_path: Path, encoder_folder: Path, small_preset: Preset
-) -> tuple[ShardFolder, ShardFolder]:
-    """A shard of stills and two of clips, eight each."""
-    found = []
-    for still in (True, False):
-        path = tmp_path / f"shards-{still}"
-        data = sft.DataConfig(path, encoder_folder, ((0, 2),), rows=8, still=still)
-        sft.precompute_part(sft.SftConfig(sft.LoopConfig("x", steps=1), data, small_preset), 2)
-        found.append(data.folder())
-    return found[0], found[1]
+def folders(shards: tuple[ShardFolder, ShardFolder], tmp_path: Path) -> list[ShardFolder]:
+    """Shards of its own, as guesses are written beside them."""
+    own = [replace(folder, path=tmp_path / folder.path.name) for folder in shards]
+    for folder, copy in zip(shards, own, strict=True):
+        shutil.copytree(folder.path, copy.path)
+    return own
 
 
 def test_they_learn_and_a_model_folder_can_bring_them(
-    folders: tuple[ShardFolder, ShardFolder], small_preset: Preset, tmp_path: Path
+    folders: list[ShardFolder], small_preset: Preset, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
     where = Locator(16, CONFIG)
@@ -59,7 +55,7 @@ def test_they_learn_and_a_model_folder_can_bring_them(
 
 @pytest.mark.parametrize("absent", ["who", "where"])
 def test_what_is_missing_is_told_before_any_work(
-    folders: tuple[ShardFolder, ShardFolder], small_preset: Preset, tmp_path: Path, absent: str
+    folders: list[ShardFolder], small_preset: Preset, tmp_path: Path, absent: str
 ) -> None:
     files = {name: tmp_path / f"{name}.safetensors" for name in ("dit", "who", "where")}
     convnet.save(WanDiT(small_preset.dit), files["dit"])
@@ -70,5 +66,3 @@ def test_what_is_missing_is_told_before_any_work(
     with pytest.raises(CheckpointError, match=f"troupe train {recipe}"):
         readers.run_on(*folders, *files.values(), tmp_path / "run", preset=small_preset)
     assert not folders[1].has(guesses.COLUMN, 0)
-
-
