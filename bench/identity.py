@@ -29,6 +29,7 @@ from rich.table import Table
 
 from engine.checkpoint import load_strict
 from engine.errors import TroupeError
+from engine.evaluation import PAINTERS
 from engine.folders import sha256
 from engine.pipeline import Engine
 from training import evaluate
@@ -143,11 +144,19 @@ def measure(asked: argparse.Namespace, console: Console) -> dict[str, Any]:
         "strength": asked.strength,
         "redrawn_by": None if asked.strength is None else str(asked.dit or asked.model),
         "still": asked.still,
-        # Whose figures these are: `training.publish` ships no others'.
-        "dit": None if asked.control else sha256(asked.dit or asked.model / "dit.safetensors"),
+        **_painters(asked),
         "steps": asked.steps,
         "seconds": round(time.monotonic() - begun, 1),
     }
+
+
+def _painters(asked: argparse.Namespace) -> dict[str, str | None]:
+    """Whose figures these are, as sha256 of the files: `training.publish` ships no others'."""
+    if asked.control:
+        return {"dit": None}
+    files = {part: asked.model / name for part, name in PAINTERS.items()}
+    files |= {} if asked.dit is None else {"dit": asked.dit}
+    return {part: sha256(path) for part, path in files.items() if path.exists()}
 
 
 _HELD: dict[str, Bench] = {}

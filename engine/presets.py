@@ -138,7 +138,7 @@ class Limits:
 @dataclass(frozen=True)
 class Defaults:
     """What a request gets when it does not say. shift: the schedule's, see `engine.flow`.
-    guidance, guidance_mode: see `engine.spec.Guidance`.
+    guidance, guidance_mode, identity_scale: see `engine.spec.Guidance`.
     """
 
     width: int
@@ -150,6 +150,7 @@ class Defaults:
     shift: float
     solver: str
     guidance_mode: str = "single"
+    identity_scale: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -240,21 +241,21 @@ MINIATURE = Preset(
         min_frames=5,
         max_frames=33,
         max_subjects=4,
+        max_identity_scale=1.0,
     ),
     defaults=Defaults(
-        width=96,
-        height=64,
-        num_frames=17,
+        width=96, height=64, num_frames=17,
         fps=8,
         steps=24,
         guidance=2.5,
         shift=1.0,
         solver="euler",
+        identity_scale=0.3,
     ),
     reference_width=64,
     reference_height=64,
     # The groups are the ten factors of a character of `training.world`.
-    reader=ReaderConfig((8, 12, 12, 7, 6, 5, 8, 12, 6, 12), (64, 128), 48, (32, 48)),
+    reader=ReaderConfig((8, 12, 12, 7, 6, 5, 8, 12, 6, 12), (64, 128), 24, (32, 48)),
     knee=2560,  # measured on a CPU, docs/benchmarks.md
 )
 

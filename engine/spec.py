@@ -59,9 +59,12 @@ class Guidance:
     identity_scale: float = 0.0
 
     @classmethod
-    def assumed(cls, preset: Preset) -> "Guidance":
-        """What a request gets that does not say."""
-        return cls(preset.defaults.guidance_mode, preset.defaults.guidance)
+    def assumed(cls, preset: Preset, reads: bool = True) -> "Guidance":
+        """What a request gets that does not say. reads: whether there are readers to ask, which an
+        engine that was put together while training has not."""
+        usual = preset.defaults
+        scale = usual.identity_scale if reads else 0.0
+        return cls(usual.guidance_mode, usual.guidance, identity_scale=scale)
 
     @property
     def weighed(self) -> tuple[str, ...]:

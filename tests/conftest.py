@@ -16,6 +16,7 @@ def build_random_model(folder: Path) -> Path:
     from engine.dit import WanDiT
     from engine.folders import Manifest, save_folder
     from engine.presets import MINIATURE
+    from engine.reader import FILE, Readers
     from engine.text import build_text_model
     from engine.vae import VAE, build_vae
     from engine.vlm import build_vlm, special_ids
@@ -31,6 +32,7 @@ def build_random_model(folder: Path) -> Path:
             "text.safetensors": build_text_model(MINIATURE.text),
             "vlm.safetensors": build_vlm(MINIATURE.vlm, special_ids(vlm_words)),
         }
+        readers = Readers(MINIATURE.vae.z_dim, MINIATURE.reader)
         channels = MINIATURE.vae.z_dim
         codec = VAE(
             build_vae(MINIATURE.vae), torch.zeros(channels), torch.ones(channels), MINIATURE.vae
@@ -39,6 +41,7 @@ def build_random_model(folder: Path) -> Path:
         name: tensor_bytes(dict(module.named_parameters())) for name, module in modules.items()
     }
     files["vae.safetensors"] = tensor_bytes(codec.tensors())
+    files[FILE] = tensor_bytes(readers.state_dict())
     files["text_tokenizer.json"] = text_words.to_str().encode()
     files["vlm_tokenizer.json"] = vlm_words.to_str().encode()
     save_folder(folder, Manifest(preset="miniature", lineage={"weights": "random"}), files)

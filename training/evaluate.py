@@ -289,7 +289,7 @@ def from_engine(
                 list(seeds),
                 engine.preset.latent_shape(width, height, frames),
                 flow.schedule(spec.solver, spec.steps, engine.preset.defaults.shift),
-                guidance or spec.guidance,
+                guidance or Guidance.assumed(engine.preset, engine.readers is not None),
                 source=source,
             )
             pictures = [engine.decode(part) for part in latents.split(4)]

@@ -2,6 +2,7 @@
 
     rounded    matrices on a grid             `engine.checkpoint.on_grid`
     near       a base and a change to it      `engine.change.nearest`
+    packed     a change to nothing            the same
 
 The straight-through estimator (Bengio et al. 2013, arXiv 1308.3432): gradients are those at the
 rounded point, updates go to the exact weights, which are what a run saves and averages.
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.change import CHANGE, CHANGE_STEP, changes, nearest, without_changes
-from engine.checkpoint import grid_step, open_tensors, values
+from engine.checkpoint import GRID_STEP, grid_step, open_tensors, values
 
 
 @contextmanager
@@ -48,6 +49,29 @@ def near(model: nn.Module, base: Mapping[str, Tensor], spacing: float) -> Iterat
 
     with _replaced(model, with_change):
         yield
+
+
+@contextmanager
+def packed(model: nn.Module, spacing: float) -> Iterator[None]:
+    """Inside, every matrix that learns is worth what `packed_entries` of it are; afterwards all are
+    what they were, bit for bit."""
+
+    def held(name: str, weight: Tensor) -> Tensor:
+        return weight if weight.ndim < 2 else nearest(weight, spacing)
+
+    with _replaced(model, held):
+        yield
+
+
+def packed_entries(name: str, weight: Tensor, spacing: float) -> dict[str, Tensor]:
+    """A matrix as a change to a grid of zeros, which takes hardly any room where files are
+    compressed; vectors stay as they are. Coded so, half a step to the root mean square takes a
+    sixth less than as int8. Raises CheckpointError."""
+    change = changes(name, weight, spacing) if weight.ndim >= 2 else {}
+    if not change:
+        return {name: weight}
+    zeros = torch.zeros(weight.shape, dtype=torch.int8)
+    return {name: zeros, name + GRID_STEP: torch.ones(1), **change}
 
 
 def origin(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -14,8 +14,7 @@ frames, V factor values in a row (88), X box corners (left, top, right, bottom) 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
-from functools import partial
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +30,6 @@ from training.convnet import loop_of, save
 from training.crops import jitter
 from training.data.shards import ShardFolder, Table
 from training.gallery import SIZES
-from training.grid import rounded
 from training.loop import run as train
 from training.losses import latent_boxes
 from training.world.clip import NUM_FRAMES, sample_script, still_moment
@@ -39,14 +37,13 @@ from training.world.identity import FACTOR_NAMES
 from training.world.scene import Role
 
 assert MINIATURE.reader is not None
-CONFIG = MINIATURE.reader
+CONFIG = replace(MINIATURE.reader, squeezed=48)
+"""Larger than the one that guides, which learns from it (`training.readers`)."""
 FOLDER = Path("runs/latent_reader")
 FILE = "latent_reader.safetensors"
 VISIBLE = 0.6
 """Characters of which less can be seen teach nothing."""
 STEPS = 4500
-GRID = 2
-"""Steps to the root mean square of the grid on which its matrices ship (`engine.checkpoint`)."""
 CERTAIN_BELOW = 0.75
 """Time below which the identity loss counts in full; from here to noise it falls to nothing."""
 
@@ -202,11 +199,16 @@ def draw_batch(sources: Sequence[tuple[Source, int]]) -> tuple[Tensor, Tensor]:
 
 
 def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-    """{"loss"}: cross-entropy, summed over the factors. A hat that is not there has no colour."""
+    """{"loss"}: see `surprise`. A hat that is not there has no colour."""
     crops_NCHW, factors_NF = batch
-    parts = model(crops_NCHW).split(SIZES, 1)
-    losses = [F.cross_entropy(p, factors_NF[:, i]) for i, p in enumerate(parts)]
-    return {"loss": sum(losses, start=torch.zeros(()))}
+    return {"loss": surprise(model(crops_NCHW), factors_NF)}
+
+
+def surprise(read_NV: Tensor, factors_NF: Tensor) -> Tensor:
+    """Cross-entropy of readings, nats: summed over the factors, mean over crops."""
+    parts = read_NV.split(SIZES, 1)
+    losses = [F.cross_entropy(part, factors_NF[:, i]) for i, part in enumerate(parts)]
+    return sum(losses, start=torch.zeros(()))
 
 
 @torch.no_grad()
@@ -244,7 +246,6 @@ def run_on(stills: ShardFolder, clips: ShardFolder, folder: Path, steps: int = S
         eval_fn=look,
         export_fn=lambda model, where: save(model, where / FILE),
         folder=folder,
-        around=partial(rounded, steps=GRID),
     )
 
 

@@ -23,10 +23,11 @@ from engine.reader import Locator
 from training import detector
 from training.convnet import loop_of, save
 from training.data.shards import ShardFolder, Table
-from training.grid import rounded
-from training.latent_reader import CONFIG, GRID, ready, visible, worn
+from training.grid import packed
+from training.latent_reader import CONFIG, ready, visible, worn
 from training.loop import run as train
 from training.losses import latent_boxes
+from training.publish import READER_SPACING
 from training.world.scene import MAX_SUBJECTS
 
 FOLDER = Path("runs/locator")
@@ -137,7 +138,7 @@ def run_on(stills: ShardFolder, clips: ShardFolder, folder: Path, steps: int = S
         eval_fn=lambda model: examine(model, unseen),
         export_fn=lambda model, where: save(model, where / FILE),
         folder=folder,
-        around=partial(rounded, steps=GRID),
+        around=partial(packed, spacing=READER_SPACING),
     )
 
 

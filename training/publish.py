@@ -6,10 +6,11 @@ all. Without an evaluation of these very weights it writes runs/candidate, to be
 keeps characters less far than the model that it would replace is refused, except by
 `miniature_publish_anyway`.
 
-Matrices of the transformer and of the readers are rounded to a grid (GRIDS: so many steps to the
-root mean square) and stored as int8: git keeps every version for ever, and so a file packs into a
-third of the room. A run that changes what shipped (`miniature_sft_more`) leaves that file with its
-change beside it. A part that has no run here is the shipped one's. What ships is what is measured.
+Matrices of the transformer are rounded to a grid (GRID steps to the root mean square) and stored as
+int8, those of the readers as a change to nothing: git keeps every version for ever, and so a file
+packs into a third of the room. A run that changes what shipped (`miniature_sft_more`) leaves that
+file with its change beside it. A part that has no run here is the shipped one's. What ships is what
+is measured.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -31,13 +33,14 @@ from torch import Tensor
 from engine import golden, reader
 from engine.change import without_changes
 from engine.checkpoint import on_grid, open_tensors, read_tensors, tensor_bytes
-from engine.encoder import needed_files
 from engine.errors import CheckpointError
-from engine.evaluation import shortfalls
+from engine.evaluation import PAINTERS, shortfalls
 from engine.folders import MANIFEST, Manifest, read_manifest, save_folder, verify
-from engine.presets import MINIATURE
-from training import latent_reader
+from training.grid import packed_entries
 from training.report import read_log, smooth
+
+# The entries of a file that hold a tensor: (name, tensor) to them.
+Form = Callable[[str, Tensor], dict[str, Tensor]]
 
 # File in the model folder: where its recipe leaves it, below runs/.
 FILES = {
@@ -50,11 +53,16 @@ FILES = {
     "identity.safetensors": "identity",
     "detector.safetensors": "identity",
     "oracle.safetensors": "identity",
+    reader.FILE: "readers",
 }
 CANDIDATE = "runs/candidate"  # what would ship, before it is evaluated
 GRID = 3
 CHANGE_SPACING = 1.6  # a bit and a half for each number that was trained
-GRIDS = {"dit.safetensors": GRID, reader.FILE: latent_reader.GRID}
+READER_SPACING = 0.6  # of the readers' steps: 2.8 bits, a thirtieth of the square is lost
+FORMS: dict[str, Form] = {
+    "dit.safetensors": partial(on_grid, steps=GRID),
+    reader.FILE: partial(packed_entries, spacing=READER_SPACING),
+}
 DIT = f"{FILES['dit.safetensors']}/dit.safetensors"
 MORE = "miniature_sft_more/dit.safetensors"  # where it has been run, it ships
 STATES = {
@@ -84,13 +92,19 @@ def lineage(runs: Path) -> dict[str, Any]:
     return found
 
 
-def _require_own(evaluation: Mapping[str, Any], dit: bytes) -> None:
-    if evaluation.get("still") or evaluation.get("dit") != hashlib.sha256(dit).hexdigest():
+def _require_own(evaluation: Mapping[str, Any], files: Mapping[str, bytes | Path]) -> None:
+    painters = {part: name for part, name in PAINTERS.items() if name in files}
+    own = (evaluation.get(part) == _digest(files[name]) for part, name in painters.items())
+    if evaluation.get("still") or not all(own):
         raise CheckpointError(
             f"there is no evaluation of the videos of what would ship: save the last line of"
             f" `python -m bench.identity --json --model {CANDIDATE}` in runs/evaluation.json, and"
             " publish again"
         )
+
+
+def _digest(file: bytes | Path) -> str:
+    return hashlib.sha256(file if isinstance(file, bytes) else file.read_bytes()).hexdigest()
 
 
 def minutes(rows: list[dict[str, float]]) -> float:
@@ -138,7 +152,7 @@ def gather(runs: Path, shipped: Path) -> dict[str, bytes | Path]:
     """
     files: dict[str, bytes | Path] = {}
     kept: list[str] = []
-    for name, run in wanted().items():
+    for name, run in FILES.items():
         path = runs / run / name
         if not path.parent.exists() and (shipped / name).exists():
             path = shipped / name
@@ -149,10 +163,10 @@ def gather(runs: Path, shipped: Path) -> dict[str, bytes | Path]:
     if kept:
         verify(shipped)  # what somebody has damaged must not get a new digest
         files |= {name: (shipped / name).read_bytes() for name in kept}
-    for name in (name for name in GRIDS if name in files and name not in kept):
+    for name in (name for name in FORMS if name in files and name not in kept):
         exact = files[name]
         assert isinstance(exact, Path)
-        files[name] = _rounded(exact, GRIDS[name])
+        files[name] = _formed(exact, FORMS[name])
     if not (runs / MORE).parent.exists():
         return files
     if not (runs / MORE).exists():
@@ -168,17 +182,11 @@ def gather(runs: Path, shipped: Path) -> dict[str, bytes | Path]:
     return files | {"dit.safetensors": (runs / MORE).read_bytes()}
 
 
-def wanted() -> dict[str, str]:
-    """`FILES`, with the readers where the preset lets them guide."""
-    readers = {reader.FILE: "readers"} if reader.FILE in needed_files(MINIATURE) else {}
-    return FILES | readers
-
-
-def _rounded(path: Path, grid: int) -> bytes:
-    """A file's matrices on a grid of so many steps to the root mean square."""
+def _formed(path: Path, form: Form) -> bytes:
+    """A file in the form in which it ships."""
     tensors: dict[str, Tensor] = {}
     for name, tensor in read_tensors(path).items():
-        tensors |= on_grid(name, tensor, grid)
+        tensors |= form(name, tensor)
     return tensor_bytes(tensors)
 
 
@@ -198,9 +206,7 @@ def publish(
             ships, or the model is worse than its parent.
     """
     files = gather(runs, target)
-    shipped = files["dit.safetensors"]
-    assert isinstance(shipped, bytes)
-    _require_own(evaluation or {}, shipped)
+    _require_own(evaluation or {}, files)
     told = lineage(runs) | {"code": code_version()}
     parent = read_manifest(target) if (target / MANIFEST).exists() else None
     if parent is not None:

@@ -42,7 +42,7 @@ def generate(engine: Engine, batch: Batch, seeds: Sequence[int]) -> Tensor:
     defaults = engine.preset.defaults
     plan = flow.schedule(defaults.solver, defaults.steps, defaults.shift)
     shape = tuple(batch.x0_BCFHW.shape[1:])
-    guidance = Guidance.assumed(engine.preset)
+    guidance = Guidance.assumed(engine.preset, engine.readers is not None)
     device = batch.x0_BCFHW.device.type
     with torch.autocast(device, torch.bfloat16):
         return engine.sample(inputs, negative, list(seeds), shape, plan, guidance)  # type: ignore

@@ -362,9 +362,10 @@ def num_frames(
 
 def pull(preset: Preset, scale: float) -> Guidance:
     """The preset's kind of guidance with this scale: under dual guidance that of the text."""
-    if preset.defaults.guidance_mode == "dual":
-        return Guidance("dual", preset.defaults.guidance, text_scale=scale)
-    return Guidance(scale=scale)
+    usual = Guidance.assumed(preset)
+    if usual.mode == "dual":
+        return replace(usual, text_scale=scale)
+    return replace(usual, scale=scale)
 
 
 def option_of(field: str) -> str:

@@ -1,7 +1,6 @@
 import hashlib
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,14 +8,25 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine import golden, reader
-from engine.change import changes
+from engine.change import changes, nearest
 from engine.checkpoint import read_tensors, tensor_bytes
 from engine.errors import CheckpointError
+from engine.evaluation import PAINTERS
 from engine.folders import Manifest, verify
-from training import latent_reader
 from training import publish as publishing
-from training.publish import DIT, FILES, GRID, MORE, draw_lineage, gather, lineage, publish
+from training.publish import (
+    DIT,
+    FILES,
+    GRID,
+    MORE,
+    READER_SPACING,
+    draw_lineage,
+    gather,
+    lineage,
+    publish,
+)
 
+READER = Path(FILES[reader.FILE]) / reader.FILE
 SHIPPED = Path(__file__).parents[2] / "models" / "miniature"
 
 
@@ -28,6 +38,7 @@ def runs(tmp_path: Path) -> Path:
         (root / run / name).write_bytes(name.encode())
     torch.manual_seed(0)
     save_file({"w": torch.randn(64, 48), "b": torch.randn(7)}, root / DIT)
+    save_file({"who.w": torch.randn(32, 32), "who.b": torch.randn(5)}, root / READER)
     log = root / "miniature_sft" / "log.jsonl"
     log.write_text(
         '{"step": 10, "loss": 1, "steps_per_s": 0.5}\n'
@@ -41,9 +52,14 @@ def evaluation(
     runs: Path, reached: float = 0.7, shipped: Path = SHIPPED
 ) -> dict[str, object]:
     """Of what would ship: how far it keeps one subject."""
-    sha256 = hashlib.sha256(gather(runs, shipped)["dit.safetensors"]).hexdigest()
+    files = gather(runs, shipped)
+    own = {part: digest(files[name]) for part, name in PAINTERS.items() if name in files}
     row = {"reached": reached, "reached_se": 0.01}
-    return {"dit": sha256, "subjects": {"1": row}}
+    return {**own, "subjects": {"1": row}}
+
+
+def digest(file: bytes | Path) -> str:
+    return hashlib.sha256(file if isinstance(file, bytes) else file.read_bytes()).hexdigest()
 
 
 def published(runs: Path, target: Path, reached: float = 0.7, anyway: bool = False) -> Manifest:
@@ -160,28 +176,21 @@ def test_matrices_ship_on_a_grid_and_vectors_as_they_are(runs: Path, tmp_path: P
     assert error < (1.1 / (GRID * 12**0.5)) ** 2, "that of even rounding"
 
 
-def test_readers_ship_where_the_preset_lets_them_guide(
-    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    limits = replace(publishing.MINIATURE.limits, max_identity_scale=1.0)
-    monkeypatch.setattr(publishing, "MINIATURE", replace(publishing.MINIATURE, limits=limits))
-    with pytest.raises(FileNotFoundError, match="the recipe of readers has not exported it"):
-        gather(runs, tmp_path / "none")
-    made = runs / "readers" / reader.FILE
-    made.parent.mkdir()
-    save_file({"who.w": torch.randn(32, 32), "who.b": torch.randn(5)}, made)
+def test_readers_ship_as_a_change_to_nothing_and_vectors_as_they_are(runs: Path, tmp_path: Path):
     published(runs, tmp_path / "model")
     file = tmp_path / "model" / reader.FILE
-    assert verify(tmp_path / "model").files.keys() == set(FILES) | {reader.FILE}
-    steps = load_file(file)["who.w"].abs().max()
-    assert load_file(file)["who.w"].dtype == torch.int8 and steps < 5 * latent_reader.GRID
-    shutil.rmtree(made.parent)  # later versions keep it, to the byte
+    trained, shipped = load_file(runs / READER), read_tensors(file)
+    assert torch.equal(shipped["who.b"], trained["who.b"].bfloat16().float())
+    assert torch.equal(shipped["who.w"], nearest(trained["who.w"], READER_SPACING))
+    assert not load_file(file)["who.w"].any(), "zeros, which pack well"
+    shutil.rmtree((runs / READER).parent)  # later versions keep it, to the byte
     assert gather(runs, tmp_path / "model")[reader.FILE] == file.read_bytes()
 
 
 def test_without_its_own_figures_nothing_is_published(runs: Path, tmp_path: Path):
-    sha256 = evaluation(runs)["dit"]
-    for wrong in (None, {}, {"dit": "another"}, {"dit": sha256, "still": True}, {"seeds": 3}):
+    own = evaluation(runs)
+    others = [own | {part: "another"} for part in PAINTERS]
+    for wrong in (None, {}, {"dit": own["dit"]}, own | {"still": True}, {"seeds": 3}, *others):
         with pytest.raises(CheckpointError, match="no evaluation of the videos of what would ship"):
             publish(runs, tmp_path / "model", wrong)
     assert not (tmp_path / "model").exists()
