@@ -32,11 +32,11 @@ def build_random_model(folder: Path) -> Path:
             "text.safetensors": build_text_model(MINIATURE.text),
             "vlm.safetensors": build_vlm(MINIATURE.vlm, special_ids(vlm_words)),
         }
-        readers = Readers(MINIATURE.vae.z_dim, MINIATURE.reader)
         channels = MINIATURE.vae.z_dim
         codec = VAE(
             build_vae(MINIATURE.vae), torch.zeros(channels), torch.ones(channels), MINIATURE.vae
         )
+        readers = Readers(channels, MINIATURE.reader)
     files = {
         name: tensor_bytes(dict(module.named_parameters())) for name, module in modules.items()
     }

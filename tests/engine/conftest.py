@@ -138,7 +138,10 @@ TOY_PRESET = replace(
         full_attention_blocks=(0,),
         mrope_section=(2, 3, 3),
     ),
-    defaults=replace(MINIATURE.defaults, width=48, height=32, num_frames=5, steps=3),
+    limits=replace(MINIATURE.limits, max_identity_scale=0.0),
+    defaults=replace(
+        MINIATURE.defaults, width=48, height=32, num_frames=5, steps=3, identity_scale=0.0
+    ),
 )
 
 

@@ -33,8 +33,8 @@ def test_squares_are_in_cells():
 
 
 def test_a_folder_of_a_model_that_reads_must_bring_its_readers(tmp_path: Path):
-    assert FILE in needed_files(WITH) and FILE not in needed_files(MINIATURE)
-    assert readers_of(tmp_path, MINIATURE, CPU) is None
+    assert FILE in needed_files(WITH) and FILE not in needed_files(WAN_1_3B)
+    assert readers_of(tmp_path, WAN_1_3B, CPU) is None
     with pytest.raises(CheckpointError, match=FILE):
         readers_of(tmp_path, WITH, CPU)
     wan = replace(WAN_1_3B, limits=replace(WAN_1_3B.limits, max_identity_scale=1.0))

@@ -103,7 +103,7 @@ def test_identity_guidance_is_for_models_that_bring_readers():
 def test_a_record_from_before_there_was_such_a_pull_has_none():
     old = GOOD.to_json()
     del old["guidance"]["subject_scale"], old["guidance"]["identity_scale"]
-    assert Spec.from_json(old).guidance == GOOD.guidance
+    assert Spec.from_json(old).guidance == replace(GOOD.guidance, identity_scale=0.0)
 
 
 def test_survives_a_job_record():

@@ -30,8 +30,10 @@ def small_preset() -> Preset:
     vae = replace(MINIATURE.vae, base_dim=8)
     text = replace(MINIATURE.text, num_layers=1)
     vlm = replace(MINIATURE.vlm, num_layers=1, vision_depth=1, full_attention_blocks=(0,))
-    defaults = replace(MINIATURE.defaults, steps=2)
-    return replace(MINIATURE, dit=dit, vae=vae, text=text, vlm=vlm, defaults=defaults)
+    limits = replace(MINIATURE.limits, max_identity_scale=0.0)
+    defaults = replace(MINIATURE.defaults, steps=2, identity_scale=0.0)
+    parts = {"dit": dit, "vae": vae, "text": text, "vlm": vlm}
+    return replace(MINIATURE, limits=limits, defaults=defaults, **parts)
 
 
 @pytest.fixture(scope="session")
