@@ -9,12 +9,12 @@ summed: its latents by 3e-5 at most on the miniature in fp32 (docs/benchmarks.md
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 from torch import Tensor
 
-from engine.dit import Condition
+from engine.dit import Condition, WanDiT
 from engine.presets import Preset
 from engine.sample import Velocity
 from engine.spec import Spec
@@ -81,3 +81,14 @@ def limited(velocity: Velocity, rows: int) -> Velocity:
         return torch.cat([velocity(*each) for each in given])
 
     return in_parts
+
+
+def differentiable(
+    dit: WanDiT, device: torch.device, condition: Condition, rows: int
+) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """The eager velocity under this condition, (x, times [B]) to v, in forwards of at most `rows`
+    rows; None where the weights do not lie on the device."""
+    if dit.head.head.weight.device != device:
+        return None
+    velocity = limited(dit.denoise, rows)
+    return lambda x_BCFHW, t_B: velocity(x_BCFHW, t_B, condition)

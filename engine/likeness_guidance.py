@@ -1,14 +1,15 @@
 """Identity guidance: at every step the guessed clip is moved towards who the references show.
 
     x, v ─▶ x0 = x - t v ─ Locator ─▶ boxes ─▶ crops ─ reader ─▶ KL(reference || crop) ─┐
-             x0 - strength * direction  ◀─ down the gradient, of unit size in the boxes ┘
+             x0 - strength * direction  ◀─ of unit size in the boxes ◀─ J^T gradient ◀──┘
 
-Classifier guidance (Dhariwal and Nichol, arXiv 2105.05233) with a reader of identities, moved where
-the velocity points instead of through the transformer, as manifold-preserving guidance does (He et
-al., arXiv 2311.16424): it costs convnets, no backward pass of the transformer. A convnet is also
-satisfied by patterns that nobody sees; its gradient is therefore averaged over crops with noise and
-jitter (SmoothGrad, arXiv 1706.03825), and none is taken of times at which the transformer would
-no longer turn a pattern into a feature.
+Classifier guidance (Dhariwal and Nichol, arXiv 2105.05233) with a reader of identities. J is the
+guess's Jacobian by x, through the forward with prompt and subjects, as in diffusion posterior
+sampling (Chung et al., arXiv 2209.14687): of all that would satisfy a reader, it leaves what the
+transformer can draw. The move itself is made where the velocity points (He et al., arXiv
+2311.16424). A convnet is also satisfied by patterns that nobody sees; its gradient is therefore
+averaged over crops with noise and jitter (SmoothGrad, arXiv 1706.03825), and none is taken of times
+at which the transformer would no longer turn a pattern into a feature.
 
 Stateless: where everybody is, is looked up anew at every step, and the noise follows from the time,
 so on a CPU a run that is resumed makes the same clip (on a card the backward of a crop adds up in
@@ -20,6 +21,7 @@ of a frame, V logits of a reading, X box corners (px).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
@@ -27,6 +29,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from engine import flow
 from engine.crops import cut, shaken, whole_picture
 from engine.detector import decode
 from engine.encodings import EncodingsBatch
@@ -47,11 +50,22 @@ unlike somebody is, it is found where nobody else is left."""
 SMOOTH = 0.7
 
 
+# The velocity with prompt and subjects, of which a gradient can be taken: (x, times [B]) to v.
+Full = Callable[[Tensor, Tensor], Tensor]
+
+
 def moving(
-    readers: Readers | None, batch: EncodingsBatch, guidance: Guidance, factor: int
+    readers: Readers | None,
+    batch: EncodingsBatch,
+    guidance: Guidance,
+    factor: int,
+    full: Full | None = None,
 ) -> Move | None:
     """What moves the guesses of these requests; None where it is not asked for, or nobody is there
     to be like.
+
+    full: without it, as where the transformer's blocks come and go, the gradient is used as the
+    reader gives it, which is worth less.
 
     Raises BackendError: it is asked for, and the model brings no readers.
     """
@@ -59,26 +73,34 @@ def moving(
         return None
     if readers is None:
         raise BackendError("identity_scale: this model brings nobody who reads identities")
-    return LikenessGuidance(readers, batch, guidance.identity_scale, factor)
+    return LikenessGuidance(readers, batch, guidance.identity_scale, factor, full)
 
 
 class LikenessGuidance:
     """The subjects of a batch of requests, as a reader sees them, and how clips move towards them.
 
     strength: root mean square of a move in the squares that are read, in latents' units. factor: px
-    per cell.
+    per cell. full: see `moving`.
     """
 
     def __init__(
-        self, readers: Readers, batch: EncodingsBatch, strength: float, factor: int
+        self,
+        readers: Readers,
+        batch: EncodingsBatch,
+        strength: float,
+        factor: int,
+        full: Full | None = None,
     ) -> None:
-        self.readers, self.strength, self.factor = readers, strength, factor
+        self.readers, self.strength, self.factor, self.full = readers, strength, factor, full
         self.mask_BS = batch.subject_mask_BS.cpu()
         with _fp32(batch.refs_BSCHW.device):
             self.wanted_BSV = read_references(readers, batch.refs_BSCHW)
 
-    def __call__(self, x0_BCFHW: Tensor, t: float) -> Tensor:
-        """The clip, moved; outside of the times, and where nobody is found, as it was."""
+    def __call__(self, x0_BCFHW: Tensor, x_BCFHW: Tensor, t: float, told: float) -> Tensor:
+        """The clip, moved; outside of the times, and where nobody is found, as it was.
+
+        x: what the clip was guessed from. told: the time that the transformer was told.
+        """
         if not LATEST <= t <= EARLIEST:
             return x0_BCFHW
         with _fp32(x0_BCFHW.device):
@@ -89,6 +111,8 @@ class LikenessGuidance:
         clip_N, subject_N, frame_N = (x.to(device) for x in (clip_N, subject_N, frame_N))
         squares_N3 = cells(boxes_NX, self.factor).to(device)
         gradient = self._gradient(x0_BCFHW, clip_N, subject_N, frame_N, squares_N3, t)
+        if self.full is not None:
+            gradient = _through(self.full, gradient, x_BCFHW, t, told)
         room_B = torch.zeros(len(x0_BCFHW), device=device)
         room_B = room_B.index_add(0, clip_N, _area(squares_N3, x0_BCFHW)) * x0_BCFHW.shape[1]
         size_B = (gradient.square().sum((1, 2, 3, 4)) / room_B.clamp_min(1)).sqrt()
@@ -160,6 +184,17 @@ class LikenessGuidance:
                 away = divergence(wanted_NV, read_NV, self.readers.config.groups).sum()
                 gradient += torch.autograd.grad(away, x0)[0]
         return gradient
+
+
+def _through(full: Full, gradient: Tensor, x_BCFHW: Tensor, t: float, told: float) -> Tensor:
+    """J^T gradient, fp32: of the guess's gradient, that by the x it was made of."""
+    told_B = torch.full((len(x_BCFHW),), told, dtype=torch.float64, device=x_BCFHW.device)
+    time = torch.tensor(t, dtype=torch.float64, device=x_BCFHW.device)
+    with torch.enable_grad(), _safely():
+        x = x_BCFHW.detach().requires_grad_()
+        guess = flow.predict_x0(x, full(x, told_B), time)
+        (pulled,) = torch.autograd.grad(guess, x, gradient.to(guess.dtype))
+    return pulled.float()
 
 
 @torch.no_grad()

@@ -308,8 +308,7 @@ class Engine:
             run: in which tier, and who counts; a new one for every call. None is exact.
             solve: makes each step; reinforcement draws noise there and records.
         """
-        device = self.device
-        family, num_subjects = self.preset.family, batch.refs_BSCHW.shape[1]
+        device, family, num_subjects = self.device, self.preset.family, batch.refs_BSCHW.shape[1]
         context_BCFHW = None if context_BCFHW is None else context_BCFHW.to(device)
         batch = batch.to(device)
         conditions = self.conditions(batch, negative.to(device), guidance, context_BCFHW)
@@ -317,16 +316,17 @@ class Engine:
         leading = families.num_leading(family, num_subjects)
         if source is not None and leading:
             source = source.behind(batch.refs_BSCHW.transpose(1, 2))
-        known = None if source is None else source.to(device)
+        run = run or Run(self.velocity)
+        rows = batching.room(self.preset, shape, num_subjects, run.tier)
+        full = batching.differentiable(self.dit, device, conditions.full, rows)
         each: Each = one_by_one
         watched: AbstractContextManager[None] = nullcontext()
         if self.team is not None:
             conditions = self.team.own(conditions)
             each, watched = self.team.each, self.team.exchanging()
-        run = run or Run(self.velocity)
-        velocity = batching.limited(run, batching.room(self.preset, shape, num_subjects, run.tier))
-        move = moving(self.readers, batch, guidance, self.preset.vae.spatial_factor)
-        how = (on_step, resume, known, each, solve, move)
+        velocity = batching.limited(run, rows)
+        move = moving(self.readers, batch, guidance, self.preset.vae.spatial_factor, full)
+        how = (on_step, resume, source and source.to(device), each, solve, move)
         with watched:
             return sample(velocity, start, conditions, plan, guidance, *how)[:, :, leading:]
 

@@ -16,9 +16,9 @@ from engine.spec import Guidance
 Velocity = Callable[[Tensor, Tensor, Condition], Tensor]
 # The velocities at x and t under each of these conditions.
 Each = Callable[[Velocity, Tensor, Tensor, Sequence[Condition]], Sequence[Tensor]]
-# What becomes of a guess of the clip at a time: (x0 [B, C, F, H, W], t) to x0, the very same where
-# nothing is changed.
-Move = Callable[[Tensor, float], Tensor]
+# What becomes of a guess of the clip: (x0 [B, C, F, H, W], the x that it was made of, its time t,
+# the time that the transformer was told) to x0, the very same where nothing is changed.
+Move = Callable[[Tensor, Tensor, float, float], Tensor]
 # A step by its number, as `flow.step` takes it: (plan, index, x, v, history) to x and history.
 Solve = Callable[
     [flow.Schedule, int, Tensor, Tensor, flow.History], tuple[Tensor, flow.History]
@@ -117,9 +117,10 @@ def sample(
     if resume is not None:
         x, history, first = resume.x, resume.history, resume.done
     for index in range(first, plan.num_steps):
-        v = guide(velocity, x, float(plan.door[index]), conditions, guidance, each)
+        told = float(plan.door[index])
+        v = guide(velocity, x, told, conditions, guidance, each)
         if move is not None:
-            v = _moved(move, x, v, plan.times[index])
+            v = _moved(move, x, v, plan.times[index], told)
         if source is not None:
             v = source.steer(v, x, plan.times[index])
         x0 = flow.predict_x0(x, v, plan.times[index])
@@ -129,11 +130,11 @@ def sample(
     return x
 
 
-def _moved(move: Move, x: Tensor, v: Tensor, t: Tensor) -> Tensor:
+def _moved(move: Move, x: Tensor, v: Tensor, t: Tensor, told: float) -> Tensor:
     """The velocity that points at what `move` makes of where `v` points; the same bits where it
     leaves that alone."""
     x0 = flow.predict_x0(x, v, t)
-    moved = move(x0, float(t))
+    moved = move(x0, x, float(t), told)
     return v if moved is x0 else flow.velocity_to(x, moved, t)
 
 

@@ -129,13 +129,18 @@ def run_on(stills: ShardFolder, clips: ShardFolder, folder: Path, steps: int = S
     num_stills, num_clips = ready(stills, clips)
     seen = [(frames(stills, range(num_stills)), 24), (frames(clips, range(num_clips - 1)), 72)]
     unseen = frames(clips, [num_clips - 1])
+
+    def look(model: nn.Module) -> dict[str, float]:
+        with packed(model, READER_SPACING):
+            return examine(model, unseen)
+
     torch.manual_seed(0)
     train(
         loop_of("locator", steps),
         Locator(unseen.latents(torch.tensor([0])).shape[1], CONFIG),
         loss,
         lambda index: draw_batch(seen),
-        eval_fn=lambda model: examine(model, unseen),
+        eval_fn=look,
         export_fn=lambda model, where: save(model, where / FILE),
         folder=folder,
         around=partial(packed, spacing=READER_SPACING),

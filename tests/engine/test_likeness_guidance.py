@@ -57,7 +57,7 @@ def test_it_is_a_step_of_its_strength_down_the_divergence(readers: Readers, stil
     torch.manual_seed(1)
     x0, refs = torch.randn(1, C, F, H, W), torch.randn(1, 1, C, 8, 8)
     readers.where = Spots([(4, 6)])  # type: ignore[assignment]
-    moved = LikenessGuidance(readers, asking(refs), 0.3, 4)(x0, 0.5)
+    moved = LikenessGuidance(readers, asking(refs), 0.3, 4)(x0, x0, 0.5, 0.5)
     wanted = read_references(readers, refs)[0].expand(F, -1)
     with torch.enable_grad():
         leaf = x0.clone().requires_grad_()
@@ -67,6 +67,36 @@ def test_it_is_a_step_of_its_strength_down_the_divergence(readers: Readers, stil
     size = (gradient.square().sum() / (C * F * SIDE**2)).sqrt()
     torch.testing.assert_close(moved, x0 - 0.3 * gradient / size)
     assert (moved - x0)[..., 9:].abs().max() == 0  # nobody stands there
+
+
+def test_through_the_transformer_it_is_the_gradient_by_what_the_guess_was_made_of(
+    readers: Readers, still: None
+) -> None:
+    """Of KL(reference || reading of x - t v(x, told)) by x, of the same size in the squares."""
+    torch.manual_seed(8)
+    x, refs = torch.randn(1, C, F, H, W), torch.randn(1, 1, C, 8, 8)
+    mixing = torch.randn(C, C)
+    readers.where = Spots([(4, 6)])  # type: ignore[assignment]
+
+    def full(x: Tensor, told_B: Tensor) -> Tensor:
+        return told_B.float().view(-1, 1, 1, 1, 1) * torch.einsum(
+            "cd,bdfhw->bcfhw", mixing, torch.tanh(x)
+        )
+
+    t, told = 0.5, 0.25
+    with torch.enable_grad():
+        leaf = x.clone().requires_grad_()
+        guess = leaf - t * full(leaf, torch.tensor([told]))
+        crops = cut(guess[0].transpose(0, 1), squares([(4, 6)] * F), CROP)
+        wanted = read_references(readers, refs)[0].expand(F, -1)
+        loss = divergence(wanted, readers.who(crops), CONFIG.groups).sum()
+        (gradient,) = torch.autograd.grad(loss, leaf)
+    x0 = guess.detach()
+    moved = LikenessGuidance(readers, asking(refs), 0.3, 4, full)(x0, x, t, told)
+    size = (gradient.square().sum() / (C * F * SIDE**2)).sqrt()
+    torch.testing.assert_close(moved, x0 - 0.3 * gradient / size)
+    plain = LikenessGuidance(readers, asking(refs), 0.3, 4)(x0, x, t, told)
+    assert (moved - plain).abs().max() > 0.01
 
 
 def test_the_worn_reading_comes_nearer(readers: Readers) -> None:
@@ -81,20 +111,21 @@ def test_the_worn_reading_comes_nearer(readers: Readers) -> None:
         return float(divergence(wanted, seen, CONFIG.groups).sum())
 
     move = LikenessGuidance(readers, asking(refs), 0.1, 4)
-    nearer = move(move(x0, 0.6), 0.5)
+    nearer = move(move(x0, x0, 0.6, 0.6), x0, 0.5, 0.5)
     assert away(nearer) < 0.9 * away(x0)
 
 
 @pytest.mark.parametrize("t", [1.0, 0.91, 0.19, 0.0])
 def test_outside_of_its_times_it_leaves_a_clip_alone(readers: Readers, t: float) -> None:
     x0 = torch.randn(1, C, F, H, W)
-    assert LikenessGuidance(readers, asking(torch.randn(1, 1, C, 8, 8)), 0.3, 4)(x0, t) is x0
+    assert LikenessGuidance(readers, asking(torch.randn(1, 1, C, 8, 8)), 0.3, 4)(x0, x0, t, t) is x0
 
 
 def test_where_nobody_is_found_it_leaves_a_clip_alone(readers: Readers) -> None:
     x0 = torch.randn(1, C, F, H, W)
     readers.where = Spots([])  # type: ignore[assignment]
-    assert LikenessGuidance(readers, asking(torch.randn(1, 2, C, 8, 8)), 0.3, 4)(x0, 0.5) is x0
+    move = LikenessGuidance(readers, asking(torch.randn(1, 2, C, 8, 8)), 0.3, 4)
+    assert move(x0, x0, 0.5, 0.5) is x0
 
 
 def test_who_is_who_is_found_by_likeness(readers: Readers) -> None:
@@ -112,7 +143,8 @@ def test_who_is_who_is_found_by_likeness(readers: Readers) -> None:
     # And they are as like already as they can be: the order of the subjects says nothing.
     other = LikenessGuidance(readers, asking(refs.flip(1)), 0.3, 4)
     noisy = x0 + torch.randn_like(x0)
-    torch.testing.assert_close(guidance(noisy, 0.5), other(noisy, 0.5), rtol=1e-4, atol=1e-5)
+    given = (noisy, noisy, 0.5, 0.5)
+    torch.testing.assert_close(guidance(*given), other(*given), rtol=1e-4, atol=1e-5)
 
 
 def test_however_unlike_somebody_is_it_is_found(readers: Readers) -> None:
@@ -134,7 +166,7 @@ def test_half_out_of_the_frame_the_step_is_as_large(readers: Readers) -> None:
     torch.manual_seed(7)
     x0, refs = torch.randn(1, C, F, H, W), torch.randn(1, 1, C, 8, 8)
     readers.where = Spots([(0, 6)])  # type: ignore[assignment]
-    moved = LikenessGuidance(readers, asking(refs), 0.3, 4)(x0, 0.5) - x0
+    moved = LikenessGuidance(readers, asking(refs), 0.3, 4)(x0, x0, 0.5, 0.5) - x0
     torch.testing.assert_close((moved.square().sum() / (C * F * 8 * 4)).sqrt(), torch.tensor(0.3))
 
 
@@ -142,11 +174,12 @@ def test_clips_of_a_batch_know_nothing_of_each_other(readers: Readers) -> None:
     torch.manual_seed(4)
     x0, refs = torch.randn(3, C, F, H, W), torch.randn(3, 2, C, 8, 8)
     shown = torch.tensor([[True, True], [True, False], [False, False]])
-    together = LikenessGuidance(readers, asking(refs, shown), 0.3, 4)(x0, 0.5)
+    together = LikenessGuidance(readers, asking(refs, shown), 0.3, 4)(x0, x0, 0.5, 0.5)
     assert torch.equal(together[2], x0[2])  # nobody was shown
     for row in range(2):
         own = slice(row, row + 1)
-        alone = LikenessGuidance(readers, asking(refs[own], shown[own]), 0.3, 4)(x0[own], 0.5)
+        move = LikenessGuidance(readers, asking(refs[own], shown[own]), 0.3, 4)
+        alone = move(x0[own], x0[own], 0.5, 0.5)
         torch.testing.assert_close(together[own], alone, rtol=1e-4, atol=1e-5)
 
 
@@ -154,14 +187,14 @@ def test_the_same_clip_at_the_same_time_moves_to_the_same_bits(readers: Readers)
     """No state and no dice but the time's: a run that is resumed makes the same clip."""
     x0, refs = torch.randn(1, C, F, H, W), torch.randn(1, 1, C, 8, 8)
     move = LikenessGuidance(readers, asking(refs), 0.3, 4)
-    once = move(x0, 0.5)
-    move(x0, 0.7)
+    once = move(x0, x0, 0.5, 0.5)
+    move(x0, x0, 0.7, 0.7)
     torch.rand(3)
-    assert torch.equal(move(x0, 0.5), once)
-    assert torch.equal(LikenessGuidance(readers, asking(refs), 0.3, 4)(x0, 0.5), once)
-    assert not torch.equal(move(x0, 0.51), once)
+    assert torch.equal(move(x0, x0, 0.5, 0.5), once)
+    assert torch.equal(LikenessGuidance(readers, asking(refs), 0.3, 4)(x0, x0, 0.5, 0.5), once)
+    assert not torch.equal(move(x0, x0, 0.51, 0.51), once)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        torch.testing.assert_close(move(x0, 0.5), once)
+        torch.testing.assert_close(move(x0, x0, 0.5, 0.5), once)
 
 
 def test_who_asks_for_it_must_have_readers(readers: Readers) -> None:

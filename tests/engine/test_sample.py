@@ -119,13 +119,13 @@ def test_a_move_changes_where_the_velocity_points():
     for solver in ("euler", "unipc"):
         plan = flow.schedule(solver, 4, 3.0)
         given = (Counting(), torch.randn(1, 2, 1, 3, 3), CONDITIONS, plan, Guidance(scale=2.5))
-        told: list[float] = []
+        seen: list[tuple[float, float]] = []
 
-        def to_three(x0: torch.Tensor, t: float, told: list[float] = told) -> torch.Tensor:
-            told.append(t)
+        def to_three(x0, x, t, told, seen=seen):
+            seen.append((t, told))
             return torch.full_like(x0, 3.0)
 
         ended = sample(*given, move=to_three)
         torch.testing.assert_close(ended, torch.full_like(ended, 3.0))
-        assert told == [float(t) for t in plan.times[:4]]
-        assert torch.equal(sample(*given, move=lambda x0, t: x0), sample(*given))
+        assert seen == [(float(plan.times[i]), float(plan.door[i])) for i in range(4)]
+        assert torch.equal(sample(*given, move=lambda x0, *_: x0), sample(*given))
