@@ -5,13 +5,19 @@
     runs/latent_reader ─ what a larger one sees in them ─────────────────┴▶ the reader ─┐
     runs/locator ───────────────────────────────────────────▶ runs/readers/reader.safetensors
 
-Half of what it learns is who is there, half what the larger one makes of it (distillation: Hinton
-et al., arXiv 1503.02531); while the rate decays its matrices are those that will ship.
+First, half of what it learns is who is there, half what the larger one makes of it (distillation:
+Hinton et al., arXiv 1503.02531). Then it learns to stay right: every second crop is moved towards
+who somebody else is, as guidance would move it, and still shows who it showed (adversarial
+training: Madry et al., arXiv 1706.06083). A reader that small moves deceive is worth little as a
+guide; what satisfies one that stands them is what people see too (Santurkar et al., arXiv
+1906.09453; for guidance Kawar et al., arXiv 2208.08664). While the rate decays its matrices are
+those that will ship.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -37,7 +43,10 @@ from training.sft import say
 assert MINIATURE.reader is not None
 CONFIG = MINIATURE.reader
 FOLDER = Path("runs/readers")
-STEPS = 7000
+STEPS, HARD_STEPS = 4500, 3300
+REACH, MOVES, NOISE = 0.9, 3, 0.5
+"""How far a crop is moved at most, root mean square in latents' units; in so many steps; with so
+much noise under each reading."""
 BESIDE = 0.5
 """Share of the larger reader in what is learnt."""
 COLUMNS = ("video", "refs", "text")
@@ -61,6 +70,36 @@ def beside(larger: nn.Module) -> Callable[[nn.Module, Batch], dict[str, Tensor]]
     return loss
 
 
+def standing(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    """{"loss", "moved", "plain"}: the surprise of all crops, of the half that is moved towards the
+    reading of another one of them, and of the rest."""
+    crops_NCHW, factors_NF = batch
+    half = len(crops_NCHW) // 2
+    order_N = torch.randperm(len(crops_NCHW))
+    crops_NCHW, factors_NF = crops_NCHW[order_N], factors_NF[order_N]
+    model.eval()
+    moved_NCHW = deceptive(model, crops_NCHW[:half], REACH * torch.rand(half))
+    model.train()
+    read_NV = model(torch.cat([moved_NCHW, crops_NCHW[half:]]))
+    moved = latent_reader.surprise(read_NV[:half], factors_NF[:half])
+    plain = latent_reader.surprise(read_NV[half:], factors_NF[half:])
+    return {"loss": (moved + plain) / 2, "moved": moved, "plain": plain}
+
+
+def deceptive(model: nn.Module, crops_NCHW: Tensor, reach_N: Tensor) -> Tensor:
+    """The crops, moved by up to `reach` (root mean square) to be read as another of them is."""
+    with torch.no_grad():
+        wanted_NV = model(crops_NCHW)[torch.randperm(len(crops_NCHW))]
+    for _ in range(MOVES):
+        x = crops_NCHW.detach().requires_grad_()
+        read_NV = model(x + NOISE * torch.randn_like(x))
+        away = divergence(wanted_NV, read_NV, SIZES).sum()
+        (gradient,) = torch.autograd.grad(away, x)
+        size = gradient.square().mean((1, 2, 3), keepdim=True).sqrt().clamp_min(1e-12)
+        crops_NCHW = crops_NCHW - reach_N[:, None, None, None] / MOVES * gradient / size
+    return crops_NCHW.detach()
+
+
 def run_on(
     stills: ShardFolder,
     clips: ShardFolder,
@@ -69,6 +108,7 @@ def run_on(
     where: Path,
     folder: Path,
     steps: int = STEPS,
+    hard_steps: int = HARD_STEPS,
     preset: Preset = MINIATURE,
 ) -> None:
     """Trains on all shards that are on disk; the last one of clips only examines. dit: the
@@ -107,12 +147,21 @@ def run_on(
         made.who.load_state_dict(model.state_dict())
         save(made, to / FILE)
 
+    def draw(index: int) -> Batch:
+        return draw_batch(sources)
+
     torch.manual_seed(0)
+    net = LatentReader(preset.vae.z_dim, CONFIG)
+    begun = loop_of("readers_first", steps)
+    first = train(begun, net, beside(larger), draw, eval_fn=look, folder=folder / "first")
+    if not first.finished:
+        return
+    net.load_state_dict(first.ema.state_dict())
     train(
-        loop_of("readers", steps),
-        LatentReader(preset.vae.z_dim, CONFIG),
-        beside(larger),
-        lambda index: draw_batch(sources),
+        replace(loop_of("readers", hard_steps), lr=1e-3, muon_lr=0.01),
+        net,
+        standing,
+        draw,
         eval_fn=look,
         export_fn=export,
         folder=folder,
