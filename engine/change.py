@@ -28,8 +28,14 @@ CHANGE, CHANGE_STEP = ".change", ".change_step"
 SMALL = 20_000
 """Tensors of fewer numbers are changed in steps of a quarter: all together they cost nothing."""
 _MOST = 7
-_LEVELS = 2 * _MOST + 1
+LEVELS = 2 * _MOST + 1
 _RAW = -15  # deflate without a header, window of 32 KiB
+
+
+def step_of(tensor: Tensor, spacing: float) -> Tensor:
+    """`spacing` root mean squares of a tensor, a quarter of that where it is `SMALL`: []."""
+    wide = spacing if tensor.numel() >= SMALL else spacing / 4
+    return wide * tensor.square().mean().sqrt()
 
 
 def quantised(difference: Tensor, spacing: float) -> tuple[Tensor, Tensor]:
@@ -38,8 +44,7 @@ def quantised(difference: Tensor, spacing: float) -> tuple[Tensor, Tensor]:
     spacing: width of a step in root mean squares of the difference. What lies further out than 7
     of them becomes 7. The step is then set to make the squared error least.
     """
-    wide = spacing if difference.numel() >= SMALL else spacing / 4
-    step = wide * difference.square().mean().sqrt()
+    step = step_of(difference, spacing)
     q = torch.round(difference / step).clamp(-_MOST, _MOST).nan_to_num(0.0)
     return q, (difference * q).sum() / q.square().sum().clamp(min=1)
 
@@ -56,11 +61,14 @@ def changes(name: str, difference: Tensor, spacing: float) -> dict[str, Tensor]:
     if not bool(difference.isfinite().all()):
         raise CheckpointError(f"{name}: the difference holds numbers that are not finite")
     q, step = quantised(difference.detach().float(), spacing)
-    if not bool(q.any()):
-        return {}
+    return coded(name, q, step) if bool(q.any()) else {}
+
+
+def coded(name: str, q: Tensor, step: Tensor) -> dict[str, Tensor]:
+    """The entries beside tensor `name` that add step * q, q whole numbers in -7 .. 7."""
     digits = (q.flatten() + _MOST).to(torch.uint8).numpy()
     digits = np.pad(digits, (0, len(digits) % 2), constant_values=_MOST)
-    pairs = digits[0::2] + _LEVELS * digits[1::2]
+    pairs = digits[0::2] + LEVELS * digits[1::2]
     coder = zlib.compressobj(9, zlib.DEFLATED, _RAW, 9, zlib.Z_HUFFMAN_ONLY)
     code = coder.compress(pairs.tobytes()) + coder.flush()
     entry = torch.frombuffer(bytearray(code), dtype=torch.uint8)
@@ -83,8 +91,8 @@ def changed(value: Tensor, code: Tensor | None, step: Tensor | None, label: str)
         raise CheckpointError(f"{label}: the step of a change must be a positive number")
     num = value.numel()
     pairs = np.frombuffer(_inflated(code, (num + 1) // 2, label), np.uint8)
-    digits = np.stack([pairs % _LEVELS, pairs // _LEVELS], 1).ravel()
-    if digits.max(initial=0) >= _LEVELS or (digits[num:] != _MOST).any():
+    digits = np.stack([pairs % LEVELS, pairs // LEVELS], 1).ravel()
+    if digits.max(initial=0) >= LEVELS or (digits[num:] != _MOST).any():
         raise CheckpointError(f"{label}: the change holds numbers that are none")
     q = torch.from_numpy(digits[:num].astype(np.float32) - _MOST).view(value.shape)
     return value.float() + float(step) * q.to(value.device)

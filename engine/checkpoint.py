@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from engine.change import CHANGE, CHANGE_STEP, changed
+from engine.change import CHANGE, CHANGE_STEP, LEVELS, changed, coded, step_of
 from engine.errors import CheckpointError
 
 # Statistics stay exact on disk, whatever the weights are rounded to.
@@ -109,6 +109,20 @@ def on_grid(name: str, weight: Tensor, steps: int) -> dict[str, Tensor]:
     if not 0 < float(step) < float("inf"):
         raise CheckpointError(f"{name} has no grid: its size is {float(step)}")
     return {name: torch.round(wide / step).to(torch.int8), name + GRID_STEP: step.view(1)}
+
+
+def in_steps(name: str, tensor: Tensor, spacing: float) -> dict[str, Tensor]:
+    """The entries of a file that hold a tensor as whole numbers of `engine.change.step_of` it, by a
+    grid of 15 steps, where nearly all are 0, and a change. Half a step to the root mean square
+    takes a sixth less so than by `on_grid`, where files are compressed. `read_tensors` is the way
+    back. Raises CheckpointError."""
+    step = step_of(tensor.float(), spacing)
+    if not 0 < float(step) < float("inf"):
+        raise CheckpointError(f"{name} has no steps: its size is {float(step)}")
+    number = torch.round(tensor.float() / step)
+    far = torch.round(number / LEVELS)
+    grid = {name: far.to(torch.int8), name + GRID_STEP: (LEVELS * step).view(1)}
+    return grid | coded(name, number - LEVELS * far, step)
 
 
 def off_grid(numbers: Tensor | None, step: Tensor, name: str, label: str) -> Tensor:

@@ -8,8 +8,9 @@ guess's Jacobian by x, through the forward with prompt and subjects, as in diffu
 sampling (Chung et al., arXiv 2209.14687): of all that would satisfy a reader, it leaves what the
 transformer can draw. The move itself is made where the velocity points (He et al., arXiv
 2311.16424). A convnet is also satisfied by patterns that nobody sees; its gradient is therefore
-averaged over crops with noise and jitter (SmoothGrad, arXiv 1706.03825), and none is taken of times
-at which the transformer would no longer turn a pattern into a feature.
+averaged over crops with noise and jitter (SmoothGrad, arXiv 1706.03825), none is taken at the end,
+when the transformer would no longer turn a pattern into a feature, and the reader itself is trained
+to stand such moves (`training.readers`).
 
 Stateless: where everybody is, is looked up anew at every step, and the noise follows from the time,
 so on a CPU a run that is resumed makes the same clip (on a card the backward of a crop adds up in
@@ -39,9 +40,9 @@ from engine.reader import CROP, Readers, cells, divergence
 from engine.sample import Move
 from engine.spec import Guidance
 
-EARLIEST, LATEST = 0.9, 0.2
-"""Times between which it moves: before, a guess shows nobody, and after it no step is left that
-would draw what the move only hints at."""
+LATEST = 0.2
+"""Time after which it no longer moves: no step is left that would draw what a move only hints
+at."""
 DRAWS, NOISE, JITTER = 8, 1.0, 0.06
 """So many worn crops of each character; noise in latents' units, jitter as a share of a crop."""
 NATS = 30.0
@@ -97,11 +98,11 @@ class LikenessGuidance:
             self.wanted_BSV = read_references(readers, batch.refs_BSCHW)
 
     def __call__(self, x0_BCFHW: Tensor, x_BCFHW: Tensor, t: float, told: float) -> Tensor:
-        """The clip, moved; outside of the times, and where nobody is found, as it was.
+        """The clip, moved; at the end, and where nobody is found, as it was.
 
         x: what the clip was guessed from. told: the time that the transformer was told.
         """
-        if not LATEST <= t <= EARLIEST:
+        if t < LATEST:
             return x0_BCFHW
         with _fp32(x0_BCFHW.device):
             clip_N, subject_N, frame_N, boxes_NX = self._found(x0_BCFHW)

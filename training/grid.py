@@ -2,7 +2,7 @@
 
     rounded    matrices on a grid             `engine.checkpoint.on_grid`
     near       a base and a change to it      `engine.change.nearest`
-    packed     a change to nothing            the same
+    packed     steps, by a grid and a change  `engine.checkpoint.in_steps`
 
 The straight-through estimator (Bengio et al. 2013, arXiv 1308.3432): gradients are those at the
 rounded point, updates go to the exact weights, which are what a run saves and averages.
@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from engine.change import CHANGE, CHANGE_STEP, changes, nearest, without_changes
-from engine.checkpoint import GRID_STEP, grid_step, open_tensors, values
+from engine.change import CHANGE, CHANGE_STEP, changes, nearest, step_of, without_changes
+from engine.checkpoint import grid_step, open_tensors, values
 
 
 @contextmanager
@@ -53,25 +53,17 @@ def near(model: nn.Module, base: Mapping[str, Tensor], spacing: float) -> Iterat
 
 @contextmanager
 def packed(model: nn.Module, spacing: float) -> Iterator[None]:
-    """Inside, every matrix that learns is worth what `packed_entries` of it are; afterwards all are
-    what they were, bit for bit."""
+    """Inside, every matrix that learns is worth what `engine.checkpoint.in_steps` makes of it; afterwards
+    all are what they were, bit for bit."""
 
-    def held(name: str, weight: Tensor) -> Tensor:
-        return weight if weight.ndim < 2 else nearest(weight, spacing)
+    def stepped(name: str, weight: Tensor) -> Tensor:
+        if weight.ndim < 2 or not bool(weight.any()):
+            return weight
+        step = step_of(weight.float(), spacing)
+        return torch.round(weight.float() / step) * step
 
-    with _replaced(model, held):
+    with _replaced(model, stepped):
         yield
-
-
-def packed_entries(name: str, weight: Tensor, spacing: float) -> dict[str, Tensor]:
-    """A matrix as a change to a grid of zeros, which takes hardly any room where files are
-    compressed; vectors stay as they are. Coded so, half a step to the root mean square takes a
-    sixth less than as int8. Raises CheckpointError."""
-    change = changes(name, weight, spacing) if weight.ndim >= 2 else {}
-    if not change:
-        return {name: weight}
-    zeros = torch.zeros(weight.shape, dtype=torch.int8)
-    return {name: zeros, name + GRID_STEP: torch.ones(1), **change}
 
 
 def origin(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

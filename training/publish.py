@@ -7,7 +7,7 @@ keeps characters less far than the model that it would replace is refused, excep
 `miniature_publish_anyway`.
 
 Matrices of the transformer are rounded to a grid (GRID steps to the root mean square) and stored as
-int8, those of the readers as a change to nothing: git keeps every version for ever, and so a file
+int8, those of the readers as `engine.checkpoint.in_steps`: git keeps every version for ever, and so a file
 packs into a third of the room. A run that changes what shipped (`miniature_sft_more`) leaves that
 file with its change beside it. A part that has no run here is the shipped one's. What ships is what
 is measured.
@@ -32,11 +32,10 @@ from torch import Tensor
 
 from engine import golden, reader
 from engine.change import without_changes
-from engine.checkpoint import on_grid, open_tensors, read_tensors, tensor_bytes
+from engine.checkpoint import in_steps, on_grid, open_tensors, read_tensors, tensor_bytes
 from engine.errors import CheckpointError
 from engine.evaluation import PAINTERS, shortfalls
 from engine.folders import MANIFEST, Manifest, read_manifest, save_folder, verify
-from training.grid import packed_entries
 from training.report import read_log, smooth
 
 # The entries of a file that hold a tensor: (name, tensor) to them.
@@ -59,9 +58,15 @@ CANDIDATE = "runs/candidate"  # what would ship, before it is evaluated
 GRID = 3
 CHANGE_SPACING = 1.6  # a bit and a half for each number that was trained
 READER_SPACING = 0.6  # of the readers' steps: 2.8 bits, a thirtieth of the square is lost
+
+
+def _steps(name: str, tensor: Tensor) -> dict[str, Tensor]:
+    return in_steps(name, tensor, READER_SPACING) if tensor.ndim >= 2 else {name: tensor}
+
+
 FORMS: dict[str, Form] = {
     "dit.safetensors": partial(on_grid, steps=GRID),
-    reader.FILE: partial(packed_entries, spacing=READER_SPACING),
+    reader.FILE: _steps,
 }
 DIT = f"{FILES['dit.safetensors']}/dit.safetensors"
 MORE = "miniature_sft_more/dit.safetensors"  # where it has been run, it ships

@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from engine.checkpoint import GRID_STEP, load_strict, on_grid, read_tensors, tensor_bytes
+from engine.change import SMALL
+from engine.checkpoint import (
+    GRID_STEP,
+    in_steps,
+    load_strict,
+    on_grid,
+    read_tensors,
+    tensor_bytes,
+)
 from engine.errors import CheckpointError
 
 
@@ -87,3 +95,20 @@ def test_numbers_without_a_step_or_with_a_senseless_one_are_refused(tmp_path):
 def test_what_fits_no_grid_is_refused(value):
     with pytest.raises(CheckpointError, match="w has no grid"):
         on_grid("w", torch.full((2, 2), value), 6)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (200, 130)])
+def test_in_steps_what_is_far_out_stays_there(tmp_path, shape):
+    torch.manual_seed(0)
+    weight = torch.randn(shape)
+    weight[0, 0], weight[1, 1] = 60.0, -60.0
+    (tmp_path / "w").write_bytes(tensor_bytes(in_steps("w", weight, 0.6)))
+    step = (0.6 if weight.numel() >= SMALL else 0.15) * weight.square().mean().sqrt()
+    read = read_tensors(tmp_path / "w")["w"]
+    torch.testing.assert_close(read, torch.round(weight / step) * step)
+
+
+@pytest.mark.parametrize("wrong", [torch.zeros(3, 3), torch.full((3, 3), float("nan"))])
+def test_what_has_no_size_has_no_steps(wrong):
+    with pytest.raises(CheckpointError, match="w has no steps"):
+        in_steps("w", wrong, 0.6)

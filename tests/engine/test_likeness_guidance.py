@@ -115,8 +115,8 @@ def test_the_worn_reading_comes_nearer(readers: Readers) -> None:
     assert away(nearer) < 0.9 * away(x0)
 
 
-@pytest.mark.parametrize("t", [1.0, 0.91, 0.19, 0.0])
-def test_outside_of_its_times_it_leaves_a_clip_alone(readers: Readers, t: float) -> None:
+@pytest.mark.parametrize("t", [0.19, 0.0])
+def test_at_the_end_it_leaves_a_clip_alone(readers: Readers, t: float) -> None:
     x0 = torch.randn(1, C, F, H, W)
     assert LikenessGuidance(readers, asking(torch.randn(1, 1, C, 8, 8)), 0.3, 4)(x0, x0, t, t) is x0
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine import golden, reader
-from engine.change import changes, nearest
+from engine.change import changes, step_of
 from engine.checkpoint import read_tensors, tensor_bytes
 from engine.errors import CheckpointError
 from engine.evaluation import PAINTERS
@@ -176,13 +176,14 @@ def test_matrices_ship_on_a_grid_and_vectors_as_they_are(runs: Path, tmp_path: P
     assert error < (1.1 / (GRID * 12**0.5)) ** 2, "that of even rounding"
 
 
-def test_readers_ship_as_a_change_to_nothing_and_vectors_as_they_are(runs: Path, tmp_path: Path):
+def test_readers_ship_in_steps_and_vectors_as_they_are(runs: Path, tmp_path: Path):
     published(runs, tmp_path / "model")
     file = tmp_path / "model" / reader.FILE
     trained, shipped = load_file(runs / READER), read_tensors(file)
     assert torch.equal(shipped["who.b"], trained["who.b"].bfloat16().float())
-    assert torch.equal(shipped["who.w"], nearest(trained["who.w"], READER_SPACING))
-    assert not load_file(file)["who.w"].any(), "zeros, which pack well"
+    error = (shipped["who.w"] - trained["who.w"]).abs().max()
+    assert error <= 0.501 * step_of(trained["who.w"], READER_SPACING)
+    assert load_file(file)["who.w"].dtype == torch.int8
     shutil.rmtree((runs / READER).parent)  # later versions keep it, to the byte
     assert gather(runs, tmp_path / "model")[reader.FILE] == file.read_bytes()
 
