@@ -53,8 +53,8 @@ def near(model: nn.Module, base: Mapping[str, Tensor], spacing: float) -> Iterat
 
 @contextmanager
 def packed(model: nn.Module, spacing: float) -> Iterator[None]:
-    """Inside, every matrix that learns is worth what `engine.checkpoint.in_steps` makes of it; afterwards
-    all are what they were, bit for bit."""
+    """Inside, every matrix that learns is worth what `engine.checkpoint.in_steps` makes of it;
+    afterwards all are what they were, bit for bit."""
 
     def stepped(name: str, weight: Tensor) -> Tensor:
         if weight.ndim < 2 or not bool(weight.any()):

@@ -7,10 +7,10 @@ keeps characters less far than the model that it would replace is refused, excep
 `miniature_publish_anyway`.
 
 Matrices of the transformer are rounded to a grid (GRID steps to the root mean square) and stored as
-int8, those of the readers as `engine.checkpoint.in_steps`: git keeps every version for ever, and so a file
-packs into a third of the room. A run that changes what shipped (`miniature_sft_more`) leaves that
-file with its change beside it. A part that has no run here is the shipped one's. What ships is what
-is measured.
+int8, those of the readers as `engine.checkpoint.in_steps`: git keeps every version for ever, and so
+a file packs into a third of the room. A run that changes what shipped (`miniature_sft_more`) leaves
+that file with its change beside it. A part that has no run here is the shipped one's. What ships is
+what is measured.
 """
 
 from __future__ import annotations
