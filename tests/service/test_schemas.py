@@ -1,5 +1,6 @@
 """From the wire's fields to a Spec; every refusal under the name the field had on the wire."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ def test_nothing_given_means_the_presets_defaults() -> None:
     usual = MINIATURE.defaults
     assert (spec.width, spec.height, spec.num_frames) == (96, 64, 17)
     assert (spec.fps, spec.steps, spec.solver) == (usual.fps, usual.steps, usual.solver)
-    assert spec.guidance == Guidance(scale=usual.guidance)
+    assert spec.guidance == Guidance(scale=usual.guidance, identity_scale=usual.identity_scale)
 
 
 def test_text_and_numbers_are_read_alike() -> None:
@@ -30,11 +31,13 @@ def test_text_and_numbers_are_read_alike() -> None:
 
 def test_guidance_keeps_what_it_was_not_told() -> None:
     spec = parse(guidance={"mode": "dual", "image_scale": 4}).to_spec(MINIATURE, ())
-    assert spec.guidance == Guidance(mode="dual", scale=2.5, image_scale=4.0)
+    usual = Guidance.assumed(MINIATURE)
+    assert usual.identity_scale > 0
+    assert spec.guidance == replace(usual, mode="dual", image_scale=4.0)
     pulled = parse(guidance={"subject_scale": 3}).to_spec(MINIATURE, ())
-    assert pulled.guidance == Guidance(scale=2.5, subject_scale=3.0)
-    moved = parse(guidance={"identity_scale": "0.2"}).guidance
-    assert moved is not None and moved.identity_scale == 0.2
+    assert pulled.guidance == replace(usual, subject_scale=3.0)
+    moved = parse(guidance={"identity_scale": "0"}).to_spec(MINIATURE, ())
+    assert moved.guidance == Guidance(scale=2.5)
     with pytest.raises(RequestError, match="identity_scale: must be 0: this model brings nobody"):
         parse(guidance={"identity_scale": 0.2}).to_spec(WAN_1_3B, ())
     assert parse(guidance=1).to_spec(MINIATURE, ()).guidance.is_off

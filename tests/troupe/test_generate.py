@@ -1,6 +1,7 @@
 """`troupe generate`: what is typed becomes a Spec, errors name the option, files appear."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -249,7 +250,7 @@ def test_what_is_transparent_in_a_mask_is_not_white(tmp_path: Path) -> None:
 
 
 def test_guidance_keeps_the_presets_kind() -> None:
-    assert pull(MINIATURE, 4.0) == Guidance(scale=4.0)
+    assert pull(MINIATURE, 4.0) == replace(Guidance.assumed(MINIATURE), scale=4.0)
     assert pull(MINIATURE, 1.0).is_off
     phantom = pull(PHANTOM_1_3B, 6.0)
     assert (phantom.mode, phantom.text_scale, phantom.image_scale) == ("dual", 6.0, 5.0)

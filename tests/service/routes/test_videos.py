@@ -2,6 +2,7 @@
 
 import base64
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 from httpx import Response
 
+from engine.presets import MINIATURE
 from engine.spec import Guidance, Spec
 from service.blobs import get
 from service.deps import House
@@ -87,7 +89,8 @@ def test_every_field_reaches_the_spec(client: TestClient, ledger: Ledger) -> Non
     )  # fmt: skip
     assert spec_of(ledger, answer) == Spec(
         prompt="@anna waves", width=64, height=96, num_frames=13, fps=12, steps=7,
-        names=("anna",), negative_prompt="blur", seed=5, guidance=Guidance(scale=3.5),
+        names=("anna",), negative_prompt="blur", seed=5,
+        guidance=replace(Guidance.assumed(MINIATURE), scale=3.5),
         solver="unipc", tier="fast",
     )  # fmt: skip
     video = answer.json()
