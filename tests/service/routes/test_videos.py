@@ -78,7 +78,7 @@ def test_json_with_pictures_inside(client: TestClient, ledger: Ledger) -> None:
     }
     spec = spec_of(ledger, client.post("/v1/videos", json=body))
     assert (spec.names, spec.num_frames) == (("anna", "bob"), 9)
-    assert spec.guidance == Guidance(mode="dual", scale=2.5, text_scale=6.0)
+    assert spec.guidance == replace(Guidance.assumed(MINIATURE), mode="dual", text_scale=6.0)
 
 
 def test_every_field_reaches_the_spec(client: TestClient, ledger: Ledger) -> None:
