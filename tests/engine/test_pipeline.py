@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from engine import flow
+from engine import batching, flow
+from engine.dit import Condition
 from engine.encodings import stack
 from engine.errors import BackendError, Cancelled, SpecError
 from engine.families import noise
@@ -234,6 +235,20 @@ def test_identity_guidance_moves_what_subjects_look_like(moving_engine):
     with pytest.raises(SpecError) as caught:
         plain.generate(asked, CAST)
     assert caught.value.field == "guidance.identity_scale"
+
+
+def test_identity_guidance_goes_through_the_transformer(moving_engine, monkeypatch):
+    """Where its weights do not stay on the device, the reader's own gradient does."""
+    asked = replace(SPEC, guidance=replace(SPEC.guidance, identity_scale=0.3))
+    through = moving_engine.generate(asked, CAST)
+    monkeypatch.setattr(batching, "differentiable", lambda *_: None)
+    plain = moving_engine.generate(asked, CAST)
+    assert not np.array_equal(through.frames, plain.frames)
+    monkeypatch.undo()
+    elsewhere = batching.differentiable(
+        moving_engine.dit, torch.device("meta"), Condition(text=()), 1
+    )
+    assert elsewhere is None
 
 
 def test_a_run_under_identity_guidance_resumes_to_the_same_bits(moving_engine):
