@@ -303,7 +303,8 @@ def fresh(model: Path, requests: dict[int, Ask]) -> list[Shown]:
     right: list[Shown] = []
     for number in sorted(requests):
         ask, parts = requests[number], (loaded.dit, loaded.encoders, loaded.preset, loaded.digest)
-        video = Engine(*parts, EncodingCache()).generate(ask.spec, ask.faces)
+        engine = Engine(*parts, EncodingCache(), readers=loaded.readers)
+        video = engine.generate(ask.spec, ask.faces)
         sheet = picture_bytes(video.contact_sheet(ask.faces), "PNG")
         right.append((video.sha256(), _sha256(sheet)))
     return right

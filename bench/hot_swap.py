@@ -82,6 +82,7 @@ class Crowd:
     def _ask(self, number: int) -> None:
         asked = {
             "prompt": PROMPT, "size": f"{SIDE}x{SIDE}", "num_frames": FRAMES, "steps": STEPS,
+            "guidance": {"identity_scale": 0},  # the variants bring no readers
         }  # fmt: skip
         with httpx.Client(base_url=self._url, timeout=120) as web:
             turn = number

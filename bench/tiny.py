@@ -52,6 +52,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "full_attention_blocks": [0],
         "mrope_section": [2, 3, 3],
     },
+    "limits": {"max_identity_scale": 0.0},
+    "defaults": {"identity_scale": 0.0},
 }
 
 
