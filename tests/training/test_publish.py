@@ -215,11 +215,12 @@ def test_a_candidate_is_written_to_be_evaluated(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match="--model runs/candidate"):
         publishing.run()
-    sha256 = verify(runs / "candidate").files["dit.safetensors"]
-    (runs / "evaluation.json").write_text(json.dumps({"dit": sha256}))
+    files = verify(runs / "candidate").files
+    own = {part: files[name] for part, name in PAINTERS.items()}
+    (runs / "evaluation.json").write_text(json.dumps(own))
     publishing.run()
     manifest = verify(tmp_path / "models" / "miniature")
-    assert manifest.files["dit.safetensors"] == sha256
+    assert {part: manifest.files[name] for part, name in PAINTERS.items()} == own
     assert manifest.evaluation["golden"] == golden.told(tmp_path / "models" / "miniature")["golden"]
 
 
