@@ -11,7 +11,7 @@ rounded point, updates go to the exact weights, which are what a run saves and a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
@@ -21,19 +21,10 @@ from engine.change import CHANGE, CHANGE_STEP, changes, nearest, step_of, withou
 from engine.checkpoint import grid_step, open_tensors, values
 
 
-@contextmanager
-def rounded(model: nn.Module, steps: int) -> Iterator[None]:
+def rounded(model: nn.Module, steps: int) -> AbstractContextManager[None]:
     """Inside, every matrix that learns lies on the grid of `engine.checkpoint.on_grid`; afterwards
     all are what they were, bit for bit. In place: compiled code notices nothing."""
-
-    def on_grid(name: str, weight: Tensor) -> Tensor:
-        if weight.ndim < 2 or not bool(weight.any()):
-            return weight
-        step = grid_step(weight.float(), steps)
-        return torch.round(weight.float() / step) * step
-
-    with _replaced(model, on_grid):
-        yield
+    return _whole_steps(model, lambda weight: grid_step(weight, steps))
 
 
 @contextmanager
@@ -51,19 +42,10 @@ def near(model: nn.Module, base: Mapping[str, Tensor], spacing: float) -> Iterat
         yield
 
 
-@contextmanager
-def packed(model: nn.Module, spacing: float) -> Iterator[None]:
+def packed(model: nn.Module, spacing: float) -> AbstractContextManager[None]:
     """Inside, every matrix that learns is worth what `engine.checkpoint.in_steps` makes of it;
     afterwards all are what they were, bit for bit."""
-
-    def stepped(name: str, weight: Tensor) -> Tensor:
-        if weight.ndim < 2 or not bool(weight.any()):
-            return weight
-        step = step_of(weight.float(), spacing)
-        return torch.round(weight.float() / step) * step
-
-    with _replaced(model, stepped):
-        yield
+    return _whole_steps(model, lambda weight: step_of(weight, spacing))
 
 
 def origin(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -91,6 +73,21 @@ def with_changes(
         else:
             entries |= changes(name, wanted - value, spacing)
     return entries
+
+
+@contextmanager
+def _whole_steps(model: nn.Module, step_of: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Inside, every matrix that learns is whole numbers of its step; `step_of` is told it in
+    fp32."""
+
+    def stepped(name: str, weight: Tensor) -> Tensor:
+        if weight.ndim < 2 or not bool(weight.any()):
+            return weight
+        step = step_of(weight.float())
+        return torch.round(weight.float() / step) * step
+
+    with _replaced(model, stepped):
+        yield
 
 
 @contextmanager

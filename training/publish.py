@@ -35,7 +35,7 @@ from engine.change import without_changes
 from engine.checkpoint import in_steps, on_grid, open_tensors, read_tensors, tensor_bytes
 from engine.errors import CheckpointError
 from engine.evaluation import PAINTERS, shortfalls
-from engine.folders import MANIFEST, Manifest, read_manifest, save_folder, verify
+from engine.folders import MANIFEST, Manifest, read_manifest, save_folder, sha256, verify
 from training.report import read_log, smooth
 
 # The entries of a file that hold a tensor: (name, tensor) to them.
@@ -58,15 +58,9 @@ CANDIDATE = "runs/candidate"  # what would ship, before it is evaluated
 GRID = 3
 CHANGE_SPACING = 1.6  # a bit and a half for each number that was trained
 READER_SPACING = 0.6  # of the readers' steps: 2.8 bits, a thirtieth of the square is lost
-
-
-def _steps(name: str, tensor: Tensor) -> dict[str, Tensor]:
-    return in_steps(name, tensor, READER_SPACING) if tensor.ndim >= 2 else {name: tensor}
-
-
 FORMS: dict[str, Form] = {
     "dit.safetensors": partial(on_grid, steps=GRID),
-    reader.FILE: _steps,
+    reader.FILE: partial(in_steps, spacing=READER_SPACING),
 }
 DIT = f"{FILES['dit.safetensors']}/dit.safetensors"
 MORE = "miniature_sft_more/dit.safetensors"  # where it has been run, it ships
@@ -109,7 +103,7 @@ def _require_own(evaluation: Mapping[str, Any], files: Mapping[str, bytes | Path
 
 
 def _digest(file: bytes | Path) -> str:
-    return hashlib.sha256(file if isinstance(file, bytes) else file.read_bytes()).hexdigest()
+    return sha256(file) if isinstance(file, Path) else hashlib.sha256(file).hexdigest()
 
 
 def minutes(rows: list[dict[str, float]]) -> float:

@@ -44,7 +44,7 @@ assert MINIATURE.reader is not None
 CONFIG = MINIATURE.reader
 FOLDER = Path("runs/readers")
 STEPS, HARD_STEPS = 4500, 3300
-REACH, MOVES, NOISE = 0.9, 3, 0.5
+REACH, MOVES, NOISE = 0.5, 2, 0.5
 """How far a crop is moved at most, root mean square in latents' units; in so many steps; with so
 much noise under each reading."""
 BESIDE = 0.5

@@ -1,4 +1,3 @@
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -53,13 +52,10 @@ def evaluation(
 ) -> dict[str, object]:
     """Of what would ship: how far it keeps one subject."""
     files = gather(runs, shipped)
+    digest = publishing._digest
     own = {part: digest(files[name]) for part, name in PAINTERS.items() if name in files}
     row = {"reached": reached, "reached_se": 0.01}
     return {**own, "subjects": {"1": row}}
-
-
-def digest(file: bytes | Path) -> str:
-    return hashlib.sha256(file if isinstance(file, bytes) else file.read_bytes()).hexdigest()
 
 
 def published(runs: Path, target: Path, reached: float = 0.7, anyway: bool = False) -> Manifest:

@@ -91,7 +91,7 @@ def test_a_worker_makes_it(place: Station) -> None:
 
 def test_the_real_engine_keeps_what_is_known() -> None:
     engine = random_engine()
-    spec = replace(SPEC, steps=2, num_frames=13)
+    spec = Spec.of(engine.preset, SPEC.prompt, steps=2, num_frames=13)
     known = engine.generate(spec, []).frames[-9:]
     assert known.std() > 1
     there = engine.decode(engine.encoders.vae.encode(continued(known, spec).pixels()[0][None]))
