@@ -113,11 +113,12 @@ def on_grid(name: str, weight: Tensor, steps: int) -> dict[str, Tensor]:
 
 def in_steps(name: str, tensor: Tensor, spacing: float) -> dict[str, Tensor]:
     """A matrix as whole numbers of `engine.change.step_of` it, by a grid of 15 steps, where nearly
-    all are 0, and a change; vectors stay as they are. Half a step to the root mean square takes a
-    sixth less so than by `on_grid`, where files are compressed. `read_tensors` is the way back.
+    all are 0, and a change; vectors, and what is all 0, stay as they are. Half a step to the root
+    mean square takes a sixth less so than by `on_grid`, where files are compressed. `read_tensors`
+    is the way back.
 
     Raises CheckpointError: it has no size, or none that is finite."""
-    if tensor.ndim < 2:
+    if tensor.ndim < 2 or not bool(tensor.any()):
         return {name: tensor}
     step = step_of(tensor.float(), spacing)
     if not 0 < float(step) < float("inf"):

@@ -108,7 +108,13 @@ def test_in_steps_what_is_far_out_stays_there(tmp_path, shape):
     torch.testing.assert_close(read, torch.round(weight / step) * step)
 
 
-@pytest.mark.parametrize("wrong", [torch.zeros(3, 3), torch.full((3, 3), float("nan"))])
-def test_what_has_no_size_has_no_steps(wrong):
+@pytest.mark.parametrize("size", [float("nan"), float("inf")])
+def test_what_has_no_size_has_no_steps(size):
     with pytest.raises(CheckpointError, match="w has no steps"):
-        in_steps("w", wrong, 0.6)
+        in_steps("w", torch.full((3, 3), size), 0.6)
+
+
+@pytest.mark.parametrize("weight", [torch.zeros(3, 3), torch.tensor([0.1, -70.0])])
+def test_what_needs_no_steps_stays(weight):
+    """As while training, see `training.grid.packed`."""
+    assert list(in_steps("w", weight, 0.6)) == ["w"] and in_steps("w", weight, 0.6)["w"] is weight
