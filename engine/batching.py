@@ -74,7 +74,7 @@ def limited(velocity: Velocity, rows: int) -> Velocity:
         num_rows = len(x_BCFHW)
         if num_rows <= rows:
             return velocity(x_BCFHW, t_B, condition)
-        size = math.ceil(num_rows / math.ceil(num_rows / rows))
+        size = _even(num_rows, rows)
         given = zip(
             x_BCFHW.split(size), t_B.split(size), parts(condition, num_rows, size), strict=True
         )
@@ -83,12 +83,30 @@ def limited(velocity: Velocity, rows: int) -> Velocity:
     return in_parts
 
 
-def differentiable(
+def pullback(
     dit: WanDiT, device: torch.device, condition: Condition, rows: int
-) -> Callable[[Tensor, Tensor], Tensor] | None:
-    """The eager velocity under this condition, (x, times [B]) to v, in forwards of at most `rows`
-    rows; None where the weights do not lie on the device."""
-    if dit.head.head.weight.device != device:
+) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+    """J^T of the eager velocity under this condition, (x, times [B], a gradient by v) to one by x,
+    fp32, with the graphs of at most `rows` rows at a time; None where a weight of the transformer
+    does not lie on the device."""
+    if any(parameter.device != device for parameter in dit.parameters()):
         return None
-    velocity = limited(dit.denoise, rows)
-    return lambda x_BCFHW, t_B: velocity(x_BCFHW, t_B, condition)
+
+    def pull(x_BCFHW: Tensor, t_B: Tensor, gradient_BCFHW: Tensor) -> Tensor:
+        size = _even(len(x_BCFHW), rows)
+        pulled: list[Tensor] = []
+        for start in range(0, len(x_BCFHW), size):
+            part = slice(start, start + size)
+            with torch.enable_grad():
+                x = x_BCFHW[part].detach().requires_grad_()
+                v = dit.denoise(x, t_B[part], condition.rows(part.start, part.stop))
+                pulled += torch.autograd.grad(v, x, gradient_BCFHW[part].to(v.dtype))
+        return torch.cat(pulled).float()
+
+    return pull
+
+
+def _even(num_rows: int, most: int) -> int:
+    """Rows of a forward, where as few as may be make all of them and none is fuller by more than
+    one."""
+    return math.ceil(num_rows / math.ceil(num_rows / most))

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 PAINTERS = {"dit": "dit.safetensors", "vae": "vae.safetensors", "reader": "reader.safetensors"}
-"""Files of a model folder that make the pictures; an evaluation gives the sha256 of each that there
-is, to say whose it is."""
+"""What draws, of the files of a model folder; an evaluation gives the sha256 of each that there is,
+to say whose it is. It does not tell what encodes the prompt."""
 SURE = 2.0  # standard errors of a difference, beyond which it is none of chance
 
 

@@ -23,14 +23,13 @@ of a frame, V logits of a reading, X box corners (px).
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from engine import flow
 from engine.crops import cut, shaken, whole_picture
 from engine.detector import decode
 from engine.encodings import EncodingsBatch
@@ -51,8 +50,8 @@ unlike somebody is, it is found where nobody else is left."""
 SMOOTH = 0.7
 
 
-# The velocity with prompt and subjects, of which a gradient can be taken: (x, times [B]) to v.
-Full = Callable[[Tensor, Tensor], Tensor]
+# J^T of the velocity with prompt and subjects: (x, times [B], a gradient by v) to one by x.
+Pullback = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def moving(
@@ -60,12 +59,12 @@ def moving(
     batch: EncodingsBatch,
     guidance: Guidance,
     factor: int,
-    full: Full | None = None,
+    pullback: Pullback | None = None,
 ) -> Move | None:
     """What moves the guesses of these requests; None where it is not asked for, or nobody is there
     to be like.
 
-    full: without it, as where the transformer's blocks come and go, the gradient is used as the
+    pullback: without it, as where the transformer's blocks come and go, the gradient is used as the
     reader gives it, which is worth less.
 
     Raises BackendError: it is asked for, and the model brings no readers.
@@ -74,14 +73,15 @@ def moving(
         return None
     if readers is None:
         raise BackendError("identity_scale: this model brings nobody who reads identities")
-    return LikenessGuidance(readers, batch, guidance.identity_scale, factor, full)
+    return LikenessGuidance(readers, batch, guidance.identity_scale, factor, pullback)
 
 
 class LikenessGuidance:
     """The subjects of a batch of requests, as a reader sees them, and how clips move towards them.
 
-    strength: root mean square of a move in the squares that are read, in latents' units. factor: px
-    per cell. full: see `moving`.
+    strength: root of the sum of a move's squares over the numbers in the squares that are read, in
+    latents' units; of the move through the transformer a part lies outside them, a quarter at t =
+    1. factor: px per cell. pullback: see `moving`.
     """
 
     def __init__(
@@ -90,9 +90,10 @@ class LikenessGuidance:
         batch: EncodingsBatch,
         strength: float,
         factor: int,
-        full: Full | None = None,
+        pullback: Pullback | None = None,
     ) -> None:
-        self.readers, self.strength, self.factor, self.full = readers, strength, factor, full
+        self.readers, self.strength, self.factor = readers, strength, factor
+        self.pullback = pullback
         self.mask_BS = batch.subject_mask_BS.cpu()
         with _fp32(batch.refs_BSCHW.device):
             self.wanted_BSV = read_references(readers, batch.refs_BSCHW)
@@ -112,8 +113,11 @@ class LikenessGuidance:
         clip_N, subject_N, frame_N = (x.to(device) for x in (clip_N, subject_N, frame_N))
         squares_N3 = cells(boxes_NX, self.factor).to(device)
         gradient = self._gradient(x0_BCFHW, clip_N, subject_N, frame_N, squares_N3, t)
-        if self.full is not None:
-            gradient = _through(self.full, gradient, x_BCFHW, t, told)
+        if self.pullback is not None:
+            told_B = torch.full((len(x_BCFHW),), told, dtype=torch.float64, device=device)
+            with _safely():
+                # The guess is x - t v.
+                gradient = gradient - t * self.pullback(x_BCFHW, told_B, gradient)
         room_B = torch.zeros(len(x0_BCFHW), device=device)
         room_B = room_B.index_add(0, clip_N, _area(squares_N3, x0_BCFHW)) * x0_BCFHW.shape[1]
         size_B = (gradient.square().sum((1, 2, 3, 4)) / room_B.clamp_min(1)).sqrt()
@@ -187,17 +191,6 @@ class LikenessGuidance:
         return gradient
 
 
-def _through(full: Full, gradient: Tensor, x_BCFHW: Tensor, t: float, told: float) -> Tensor:
-    """J^T gradient, fp32: of the guess's gradient, that by the x it was made of."""
-    told_B = torch.full((len(x_BCFHW),), told, dtype=torch.float64, device=x_BCFHW.device)
-    time = torch.tensor(t, dtype=torch.float64, device=x_BCFHW.device)
-    with torch.enable_grad(), _safely():
-        x = x_BCFHW.detach().requires_grad_()
-        guess = flow.predict_x0(x, full(x, told_B), time)
-        (pulled,) = torch.autograd.grad(guess, x, gradient.to(guess.dtype))
-    return pulled.float()
-
-
 @torch.no_grad()
 def read_references(readers: Readers, refs_BSCHW: Tensor) -> Tensor:
     """What the reader sees in whole reference pictures' latents, [B, S, V]: the mean over DRAWS
@@ -233,8 +226,10 @@ def _has_amx() -> bool:
 
 def _safely() -> AbstractContextManager[None]:
     """oneDNN's backward of a few small crops has crashed on CPUs with AMX (torch 2.13); there it
-    goes without, in twice the time."""
-    return torch.backends.mkldnn.flags(enabled=not _has_amx())  # type: ignore[no-any-return]
+    goes without, which costs twice the time, and in bf16 many times that."""
+    if not _has_amx():
+        return nullcontext()
+    return torch.backends.mkldnn.flags(enabled=False)  # type: ignore[no-any-return]
 
 
 def _fp32(device: torch.device) -> torch.autocast:

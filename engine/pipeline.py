@@ -314,18 +314,18 @@ class Engine:
         conditions = self.conditions(batch, negative.to(device), guidance, context_BCFHW)
         start = families.noise(family, seeds, shape, num_subjects).to(device)
         leading = families.num_leading(family, num_subjects)
-        if source is not None and leading:
-            source = source.behind(batch.refs_BSCHW.transpose(1, 2))
+        source = source.behind(batch.refs_BSCHW.transpose(1, 2)) if source and leading else source
         run = run or Run(self.velocity)
         rows = batching.room(self.preset, shape, num_subjects, run.tier)
-        full = batching.differentiable(self.dit, device, conditions.full, rows)
+        told = (self.dit, device, conditions.full, rows)
+        pull = batching.pullback(*told) if guidance.identity_scale else None
         each: Each = one_by_one
         watched: AbstractContextManager[None] = nullcontext()
         if self.team is not None:
             conditions = self.team.own(conditions)
             each, watched = self.team.each, self.team.exchanging()
         velocity = batching.limited(run, rows)
-        move = moving(self.readers, batch, guidance, self.preset.vae.spatial_factor, full)
+        move = moving(self.readers, batch, guidance, self.preset.vae.spatial_factor, pull)
         how = (on_step, resume, source and source.to(device), each, solve, move)
         with watched:
             return sample(velocity, start, conditions, plan, guidance, *how)[:, :, leading:]

@@ -36,7 +36,10 @@ def _tokens(preset: Preset, spec: Spec) -> int:
 
 
 def _forwards(preset: Preset, spec: Spec) -> int:
-    """Of a step within the interval of guidance, see `engine.families`."""
+    """Of a step within the interval of guidance, see `engine.families`; identity guidance takes one
+    more, and a pass back through it."""
     has_subjects = spec.names and (preset.family != "identity" or preset.dit.subject_layers > 0)
     apart = has_subjects and preset.family != "vace"
-    return sum(bool(apart) or name in ("full", "empty") for name in spec.guidance.weighed)
+    moves = 2 if spec.names and spec.guidance.identity_scale else 0
+    weighed = sum(bool(apart) or name in ("full", "empty") for name in spec.guidance.weighed)
+    return moves + weighed

@@ -23,11 +23,10 @@ from engine.reader import Locator
 from training import detector
 from training.convnet import loop_of, save
 from training.data.shards import ShardFolder, Table
-from training.grid import packed
+from training.grid import READER_SPACING, packed
 from training.latent_reader import CONFIG, ready, visible, worn
 from training.loop import run as train
 from training.losses import latent_boxes
-from training.publish import READER_SPACING
 from training.world.scene import MAX_SUBJECTS
 
 FOLDER = Path("runs/locator")

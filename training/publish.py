@@ -36,6 +36,7 @@ from engine.checkpoint import in_steps, on_grid, open_tensors, read_tensors, ten
 from engine.errors import CheckpointError
 from engine.evaluation import PAINTERS, shortfalls
 from engine.folders import MANIFEST, Manifest, read_manifest, save_folder, sha256, verify
+from training.grid import READER_SPACING
 from training.report import read_log, smooth
 
 # The entries of a file that hold a tensor: (name, tensor) to them.
@@ -57,7 +58,6 @@ FILES = {
 CANDIDATE = "runs/candidate"  # what would ship, before it is evaluated
 GRID = 3
 CHANGE_SPACING = 1.6  # a bit and a half for each number that was trained
-READER_SPACING = 0.6  # of the readers' steps: 2.8 bits, a thirtieth of the square is lost
 FORMS: dict[str, Form] = {
     "dit.safetensors": partial(on_grid, steps=GRID),
     reader.FILE: partial(in_steps, spacing=READER_SPACING),
@@ -74,6 +74,7 @@ STATES = {
     "dit_more": "miniature_sft_more",
     "latent_reader": "latent_reader",
     "locator": "locator",
+    "readers_first": "readers/first",
     "readers": "readers",
     "identity": "identity/encoder",
     "detector": "identity/detector",

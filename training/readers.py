@@ -34,10 +34,9 @@ from training.convnet import loop_of, save
 from training.data.precompute import digest
 from training.data.shards import ShardFolder
 from training.gallery import SIZES
-from training.grid import packed
+from training.grid import READER_SPACING, packed
 from training.latent_reader import Source, draw_batch, examine, examples, pictures
 from training.loop import run as train
-from training.publish import READER_SPACING
 from training.sft import say
 
 assert MINIATURE.reader is not None

@@ -37,6 +37,7 @@ OPTIONS = {
     "height": "--size",
     "num_frames": "--frames",
     "guidance.scale": "--guidance",
+    "guidance.identity_scale": "--identity-scale",
     "subjects": "--subject",
     "video": "--video",
 }
@@ -55,6 +56,9 @@ def generate(
     seed: Annotated[int, typer.Option(help="The same seed gives the same video.")] = 0,
     guidance: Annotated[
         float | None, typer.Option(help="Pull of the conditions; under Phantom, of the words.")
+    ] = None,
+    identity_scale: Annotated[
+        float | None, typer.Option(help="How far the subjects' readers move it; 0 is off.")
     ] = None,
     negative: Annotated[str, typer.Option(help="What not to show.")] = "",
     solver: Annotated[str | None, typer.Option(help="euler or unipc.")] = None,
@@ -109,7 +113,7 @@ def generate(
             "solver": solver,
             "tier": tier,
             "negative_prompt": negative,
-            "guidance": None if guidance is None else pull(preset, guidance),
+            "guidance": pull(preset, guidance, identity_scale),
             "num_frames": num_frames(preset, frames, seconds, fps),
             **parse_size(size),
         }
@@ -360,12 +364,13 @@ def num_frames(
         raise SpecError("--seconds", error.message) from error
 
 
-def pull(preset: Preset, scale: float) -> Guidance:
-    """The preset's kind of guidance with this scale: under dual guidance that of the text."""
+def pull(preset: Preset, scale: float | None, identity_scale: float | None) -> Guidance:
+    """The preset's kind of guidance with these scales, where they are given; `scale` is that of the
+    text under dual guidance."""
     usual = Guidance.assumed(preset)
-    if usual.mode == "dual":
-        return replace(usual, text_scale=scale)
-    return replace(usual, scale=scale)
+    name = "text_scale" if usual.mode == "dual" else "scale"
+    changes: dict[str, Any] = {name: scale, "identity_scale": identity_scale}
+    return replace(usual, **{name: value for name, value in changes.items() if value is not None})
 
 
 def option_of(field: str) -> str:

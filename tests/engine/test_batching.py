@@ -161,3 +161,30 @@ def test_none_is_made_where_one_cannot_be():
     with pytest.raises(ValueError, match="shorter"):
         engine.generate_many([SPEC, SPEC], [CAST])
     assert rows == []
+
+
+@pytest.mark.parametrize("rows", [1, 2, 8])
+def test_a_pullback_is_the_gradient_of_the_velocity(rows):
+    """In as many parts as there is room for; each row by its own condition."""
+    dit, given = random_dit(TOY).requires_grad_(False), random_inputs(batch=3)
+    condition = dit.condition(given["text"], given["subjects"])
+    cotangent = torch.randn_like(given["x"])
+    sizes = []
+    dit.head.register_forward_hook(lambda _, told, out: sizes.append(len(out)))
+    with torch.no_grad():
+        pull = batching.pullback(dit, torch.device("cpu"), condition, rows)
+        pulled = pull(given["x"], given["t"], cotangent)
+    assert max(sizes) == min(rows, 3) and sum(sizes) == 3
+    with torch.enable_grad():
+        x = given["x"].clone().requires_grad_()
+        (wanted,) = torch.autograd.grad(dit.denoise(x, given["t"], condition), x, cotangent)
+    torch.testing.assert_close(pulled, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_there_is_no_pullback_where_blocks_lie_elsewhere():
+    """As under `offload=group`: what stays on the device is not enough."""
+    dit = random_dit(TOY)
+    condition = dit.condition(random_inputs()["text"], None)
+    assert batching.pullback(dit, torch.device("cpu"), condition, 1) is not None
+    dit.blocks.to("meta")
+    assert batching.pullback(dit, torch.device("cpu"), condition, 1) is None

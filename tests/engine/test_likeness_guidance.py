@@ -92,7 +92,12 @@ def test_through_the_transformer_it_is_the_gradient_by_what_the_guess_was_made_o
         loss = divergence(wanted, readers.who(crops), CONFIG.groups).sum()
         (gradient,) = torch.autograd.grad(loss, leaf)
     x0 = guess.detach()
-    moved = LikenessGuidance(readers, asking(refs), 0.3, 4, full)(x0, x, t, told)
+
+    def pullback(x: Tensor, told_B: Tensor, gradient: Tensor) -> Tensor:
+        with torch.enable_grad():
+            return torch.autograd.functional.vjp(lambda x: full(x, told_B), x, gradient)[1]
+
+    moved = LikenessGuidance(readers, asking(refs), 0.3, 4, pullback)(x0, x, t, told)
     size = (gradient.square().sum() / (C * F * SIDE**2)).sqrt()
     torch.testing.assert_close(moved, x0 - 0.3 * gradient / size)
     plain = LikenessGuidance(readers, asking(refs), 0.3, 4)(x0, x, t, told)

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from engine import batching, flow
-from engine.dit import Condition
 from engine.encodings import stack
 from engine.errors import BackendError, Cancelled, SpecError
 from engine.families import noise
@@ -238,17 +237,20 @@ def test_identity_guidance_moves_what_subjects_look_like(moving_engine):
 
 
 def test_identity_guidance_goes_through_the_transformer(moving_engine, monkeypatch):
-    """Where its weights do not stay on the device, the reader's own gradient does."""
+    """Through its forward with prompt and subjects, and only where it is asked for."""
     asked = replace(SPEC, guidance=replace(SPEC.guidance, identity_scale=0.3))
+    seen, real = [], batching.pullback
+    monkeypatch.setattr(batching, "pullback", lambda *told: seen.append(told[2]) or real(*told))
     through = moving_engine.generate(asked, CAST)
-    monkeypatch.setattr(batching, "differentiable", lambda *_: None)
-    plain = moving_engine.generate(asked, CAST)
-    assert not np.array_equal(through.frames, plain.frames)
-    monkeypatch.undo()
-    elsewhere = batching.differentiable(
-        moving_engine.dit, torch.device("meta"), Condition(text=()), 1
-    )
-    assert elsewhere is None
+    full, negative = (stack([one]) for one in moving_engine.encode(SPEC, CAST))
+    wanted = moving_engine.conditions(full, negative, asked.guidance)
+    its, other = seen[0].text[0][0], wanted.empty.text[0][0]
+    assert torch.equal(its, wanted.full.text[0][0]) and not torch.equal(its, other)
+    assert seen[0].subjects is not None and wanted.empty.subjects is None
+    moving_engine.generate(SPEC, CAST)
+    assert len(seen) == 1
+    monkeypatch.setattr(batching, "pullback", lambda *_: None)
+    assert not np.array_equal(through.frames, moving_engine.generate(asked, CAST).frames)
 
 
 def test_a_run_under_identity_guidance_resumes_to_the_same_bits(moving_engine):

@@ -21,7 +21,8 @@ def spec_of(name: str, subjects: int = 0, **given: object) -> Spec:
     [("miniature", 0), ("miniature", 2), ("phantom-1.3b", 2), ("vace-1.3b", 1)],
 )
 def test_it_is_near_the_flops_that_the_engine_counts(name: str, subjects: int) -> None:
-    spec = spec_of(name, subjects, steps=4, num_frames=17)
+    guidance = replace(Guidance.assumed(PRESETS[name]), identity_scale=0.0)  # no forward's
+    spec = spec_of(name, subjects, steps=4, num_frames=17, guidance=guidance)
     stages = plan(PRESETS[name], spec, CARDS["h100"]).stages
     counted = sum(stage.flops for stage in stages if stage.name.startswith("denoising"))
     # What is left out: modulation, embeddings, the subjects' keys and values, VACE's projections.
@@ -39,5 +40,11 @@ def test_it_grows_with_what_costs() -> None:
     assert estimate(preset, dual) == pytest.approx(1.5 * one)
     pulled = replace(usual, guidance=Guidance(subject_scale=1.5))
     assert estimate(preset, pulled) == pytest.approx(1.5 * one)
+    miniature = spec_of("miniature", 1)
+    alone = replace(miniature, guidance=replace(miniature.guidance, identity_scale=0.0))
+    moved = estimate(PRESETS["miniature"], miniature)
+    assert moved == pytest.approx(2 * estimate(PRESETS["miniature"], alone))
+    nobody = spec_of("miniature")
+    assert nobody.guidance.identity_scale and estimate(PRESETS["miniature"], nobody) < moved
     # Four times the pixels: more than four times the work, for attention is quadratic.
     assert 4 * one < estimate(preset, replace(usual, width=832, height=480)) < 16 * one

@@ -13,12 +13,12 @@ from engine.errors import CheckpointError
 from engine.evaluation import PAINTERS
 from engine.folders import Manifest, verify
 from training import publish as publishing
+from training.grid import READER_SPACING
 from training.publish import (
     DIT,
     FILES,
     GRID,
     MORE,
-    READER_SPACING,
     draw_lineage,
     gather,
     lineage,

@@ -30,6 +30,7 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
         ("height", "--size"),
         ("negative_prompt", "--negative"),
         ("guidance.scale", "--guidance"),
+        ("guidance.identity_scale", "--identity-scale"),
         ("subjects", "--subject"),
         ("solver", "--solver"),
         ("tier", "--tier"),
@@ -129,6 +130,7 @@ def test_writes_the_video_and_its_contact_sheet(random_model: Path, tmp_path: Pa
         (["--prompt=x", "--size=33x64"], "--size must be a multiple of 8"),
         (["--prompt=x", "--frames=6"], "--frames must be one more than a multiple of 4"),
         (["--prompt=x", "--guidance=nan"], "--guidance must lie between"),
+        (["--prompt=x", "--identity-scale=2"], "--identity-scale must lie between 0 and 1, got 2"),
         (["--prompt=x", "--solver=magic"], "--solver must be one of"),
         (["--prompt=x", "--tier=magic"], "--tier must be one of exact, fast"),
         (["--prompt=x", "--steps=0"], "--steps must lie between"),
@@ -250,9 +252,12 @@ def test_what_is_transparent_in_a_mask_is_not_white(tmp_path: Path) -> None:
 
 
 def test_guidance_keeps_the_presets_kind() -> None:
-    assert pull(MINIATURE, 4.0) == replace(Guidance.assumed(MINIATURE), scale=4.0)
-    assert pull(MINIATURE, 1.0).is_off
-    phantom = pull(PHANTOM_1_3B, 6.0)
+    usual = Guidance.assumed(MINIATURE)
+    assert pull(MINIATURE, None, None) == usual
+    assert pull(MINIATURE, None, 0.0) == replace(usual, identity_scale=0.0) != usual
+    assert pull(MINIATURE, 4.0, None) == replace(usual, scale=4.0)
+    assert pull(MINIATURE, 1.0, None).is_off
+    phantom = pull(PHANTOM_1_3B, 6.0, None)
     assert (phantom.mode, phantom.text_scale, phantom.image_scale) == ("dual", 6.0, 5.0)
 
 
