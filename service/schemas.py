@@ -9,7 +9,7 @@ import secrets
 import unicodedata
 from collections.abc import Collection
 from dataclasses import replace
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
@@ -102,6 +102,7 @@ class GuidanceIn(Closed):
     text_scale: Real | None = None
     subject_scale: Real | None = None
     identity_scale: Real | None = None
+    interval: tuple[Real, Real] | None = Field(None, description="Times when the conditions pull")
 
 
 def _scale_or_object(value: object) -> object:
@@ -223,7 +224,7 @@ def _translate(error: ErrorDetails, model: type[BaseModel]) -> RequestError:
     kind, context = error["type"], error.get("ctx", {})
     if kind == "extra_forbidden":
         return RequestError(
-            f"{param}: unknown field.{_nearest(str(error['loc'][-1]), model)}",
+            f"{param}: unknown field.{_nearest(error['loc'], model)}",
             param,
             "unknown_field",
         )
@@ -239,10 +240,22 @@ def _translate(error: ErrorDetails, model: type[BaseModel]) -> RequestError:
     return RequestError(f"{param}: {texts.get(kind, error['msg'])}.", param)
 
 
-def _nearest(name: str, model: type[BaseModel]) -> str:
+def _nearest(loc: tuple[int | str, ...], model: type[BaseModel]) -> str:
+    """What was perhaps meant, of the fields that there are at that place."""
     known = [*model.model_fields, "images", "input_reference"]
-    near = difflib.get_close_matches(name, known, 1)
+    for part in loc[:-1]:
+        if isinstance(part, str):
+            model = _within(model.model_fields[part].annotation) or model
+            known = [*model.model_fields]
+    near = difflib.get_close_matches(str(loc[-1]), known, 1)
     return f" Did you mean {near[0]!r}?" if near else f" Known fields: {', '.join(known)}."
+
+
+def _within(annotation: Any) -> type[BaseModel] | None:
+    """The model that a field holds, or a list of which it holds."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_within, get_args(annotation))), None)
 
 
 class VideoIn(Closed):

@@ -1,6 +1,6 @@
 """From the wire's fields to a Spec; every refusal under the name the field had on the wire."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -64,6 +64,30 @@ def test_the_nearest_field_is_offered() -> None:
             parse(**{wrong: "x"})
     with pytest.raises(RequestError, match="Known fields: prompt, subjects"):
         parse(xyz="x")
+
+
+def test_within_a_field_its_own_fields_are_offered() -> None:
+    given = {"name": "anna", "imgae": "anna.png"}
+    with pytest.raises(RequestError, match=r"subjects\[0\].imgae: .* Did you mean 'image'"):
+        parse(prompt="x", subjects=[given])
+    with pytest.raises(RequestError, match=r"guidance.foo: .* Known fields: mode, scale, "):
+        parse(prompt="x", guidance={"foo": 1})
+    with pytest.raises(RequestError, match="Did you mean 'identity_scale'"):
+        parse(prompt="x", guidance={"identityscale": 0})
+    with pytest.raises(RequestError, match="consent.bases: .* Did you mean 'basis'"):
+        parse(prompt="x", subjects=[{"consent": {"basis": "self", "bases": "x"}}])
+
+
+def test_what_an_answer_tells_of_guidance_can_be_asked_for() -> None:
+    told = asdict(Guidance.assumed(MINIATURE))
+    again = parse(prompt="x", guidance=told).to_spec(MINIATURE, ())
+    assert again.guidance == Guidance.assumed(MINIATURE)
+    part = parse(prompt="x", guidance={"interval": [0.2, 0.9]}).to_spec(MINIATURE, ())
+    assert part.guidance.interval == (0.2, 0.9)
+    for wrong in ([0.9, 0.2], [0.1], "always", [0, 2]):
+        with pytest.raises(RequestError) as refused:
+            parse(prompt="x", guidance={"interval": wrong}).to_spec(MINIATURE, ())
+        assert (refused.value.param or "").startswith("guidance.interval")
 
 
 @pytest.mark.parametrize(("name", "param"), [("", "''"), ("k" * 10**6, "k" * 80)])
