@@ -66,7 +66,7 @@ def test_a_job_reserves_its_cost_and_tells_what_is_left(
     assert answer.headers["ratelimit-policy"].startswith('"requests";q=10;w=60, "gpu";q=100;')
     assert answer.headers["ratelimit"].startswith('"requests";r=9;t=6')
     ref = f"acme/{answer.json()['id']}"
-    assert house.ledger.read(ref).fields["cost"] == "0.001" and quota(house, settings) == (1, 0)
+    assert house.ledger.read(ref).fields["cost"] == "0.002" and quota(house, settings) == (2, 0)
 
 
 def test_quota_is_asked_before_a_picture_is_looked_at(
