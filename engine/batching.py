@@ -96,17 +96,17 @@ def pullback(
         size = _even(len(x_BCFHW), rows)
         pulled: list[Tensor] = []
         for start in range(0, len(x_BCFHW), size):
-            part = slice(start, start + size)
+            stop = start + size
             with torch.enable_grad():
-                x = x_BCFHW[part].detach().requires_grad_()
-                v = dit.denoise(x, t_B[part], condition.rows(part.start, part.stop))
-                pulled += torch.autograd.grad(v, x, gradient_BCFHW[part].to(v.dtype))
+                x = x_BCFHW[start:stop].detach().requires_grad_()
+                v = dit.denoise(x, t_B[start:stop], condition.rows(start, stop))
+                pulled += torch.autograd.grad(v, x, gradient_BCFHW[start:stop].to(v.dtype))
         return torch.cat(pulled).float()
 
     return pull
 
 
 def _even(num_rows: int, most: int) -> int:
-    """Rows of a forward, where as few as may be make all of them and none is fuller by more than
-    one."""
+    """Rows of each forward but the last, which may have fewer: as few forwards of at most `most` as
+    will do, none larger than that needs."""
     return math.ceil(num_rows / math.ceil(num_rows / most))
